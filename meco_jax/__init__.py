@@ -1,0 +1,33 @@
+"""Binary computation offloading for mobile edge computing: learned, exact, fast.
+
+``solve(h)`` decides who offloads, at what powers and in which slot times; ``train`` learns
+the paper's policy. Units are SI; see ``meco_jax.system`` for the symbols.
+"""
+
+from meco_jax.allocation import Solution, allocate
+from meco_jax.network import Policy
+from meco_jax.schemes import mcos, mcos_partial, pcos
+from meco_jax.solver import repair, solve
+from meco_jax.sweep import train_lanes
+from meco_jax.system import System, pad_devices, sample_channels, table1
+from meco_jax.training import TrainConfig, train
+
+__all__ = [
+    "Policy",
+    "Solution",
+    "System",
+    "TrainConfig",
+    "allocate",
+    "mcos",
+    "mcos_partial",
+    "pad_devices",
+    "pcos",
+    "repair",
+    "sample_channels",
+    "solve",
+    "table1",
+    "train",
+    "train_lanes",
+]
+
+__version__ = "0.1.0"

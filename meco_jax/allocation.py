@@ -1,0 +1,307 @@
+"""Given who offloads: the optimal powers and times, the slot price, the Lagrangian bound.
+
+Only the slot (C1) couples the devices, so one price mu [W] on slot time decides all. At
+x nats a symbol device k sends its task in t = D / (w x) with power p = (e^x - 1) / g and
+pays t (beta p + mu); the best x solves e^x (x - 1) + 1 = mu g / beta. Prices are kept as
+their logarithm. Source: math note 2-3, derived from P1, (6). All is for one channel, ``[K]``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from meco_jax import system as sy
+from meco_jax.system import System
+
+FIT_TOLERANCE = 5e-7  # a set whose fastest times exceed the slot by less still fits [-]
+NATS_STEPS = 2  # Halley, to float32's last digits from any price; 5e-9 in float64
+NEWTON_STEPS = 10  # for the price of a fixed set; 6 reach float32 save where many powers cap
+BISECTION_STEPS = 30  # for the relaxed price: halves a bracket of e^10 to float32's last digits
+
+
+@struct.dataclass
+class Solution:
+    """Hold an answer for channels ``[..., K]``; see ``meco_jax.solve``."""
+
+    offload: jax.Array  # [..., K] a: 0 or 1, in partial schemes the part of the task sent [-]
+    power: jax.Array  # [..., K] p [W]
+    time: jax.Array  # [..., K] t [s]
+    energy: jax.Array  # [...] realised weighted energy, infinite where infeasible [J]
+    lower_bound: jax.Array  # [...] nothing feasible spends less; infinite where nothing is [J]
+    feasible: jax.Array  # [...] bool: C1-C5 hold
+
+
+class Link(NamedTuple):
+    """The uplinks of one channel in the math note's terms, ``[K]`` each."""
+
+    usable: jax.Array  # bool: real, with bits to send, and heard at all
+    load: jax.Array  # D / w [s nat]
+    gain: jax.Array  # g = h^2 / N0 [1/W]
+    weight: jax.Array  # beta [-]
+    max_power: jax.Array  # p_max [W], []
+    max_nats: jax.Array  # x_max = ln(1 + p_max g) [nat]
+    min_time: jax.Array  # t_min = D / (w x_max), infinite out of reach [s]
+    local: jax.Array  # e: weighted local energy, 0 for padding [J]
+    slot: jax.Array  # T [s], []
+
+
+class Relaxed(NamedTuple):
+    """The answer of a relaxed problem, see ``relax``."""
+
+    offload: jax.Array  # [K] part of each task sent [-]
+    time: jax.Array  # [K], constants to derivatives [s]
+    log_mu: jax.Array  # [] logarithm of the slot price [ln W]
+    bound: jax.Array  # [] the dual's value, the relaxed optimum; infinite if infeasible [J]
+
+
+def link(system: System, h: jax.Array) -> Link:
+    """Compute the terms of every uplink.
+
+    Args:
+        system: the physics.
+        h: amplitude gains ``[K]`` [-]; any finite value is fine, 0 too.
+    """
+    gain = sy.power_gain(system, h)
+    max_nats = jnp.log1p(system.max_power * gain)
+    load = jnp.where(system.active, system.task_bits / sy.nat_rate(system), 0.0)
+    heard = max_nats * (1e12 * system.slot) > load  # slower is as good as never, and overflows
+    usable = heard & (load > 0)
+    # 1 stands in where nothing is sent: values and gradients stay finite under the masks.
+    used_load, used_nats = jnp.where(usable, load, 1.0), jnp.where(usable, max_nats, 1.0)
+    out_of_reach = jnp.where(load > 0, jnp.inf, 0.0)
+    return Link(
+        usable=usable,
+        load=used_load,
+        gain=jnp.where(usable, gain, 1.0),
+        weight=jnp.where(usable, system.weight, 1.0),
+        max_power=jnp.asarray(system.max_power, gain.dtype),
+        max_nats=used_nats,
+        min_time=jnp.where(usable, used_load / used_nats, out_of_reach),
+        local=jnp.where(system.active, sy.local_energy(system), 0.0),
+        slot=jnp.asarray(system.slot, gain.dtype),
+    )
+
+
+def log_price(link: Link, nats: jax.Array) -> jax.Array:
+    """Price at which x nats are best, ln(beta / g (e^x (x - 1) + 1)): ``[K]`` [ln W]."""
+    return jnp.log(link.weight / link.gain) + nats + jnp.log(_excess(nats))
+
+
+def best_nats(link: Link, log_mu: jax.Array) -> jax.Array:
+    """Nats a symbol that minimise E + mu t, at most x_max: ``[K]`` [nat].
+
+    Solves ``e^x (x - 1) + 1 = y``, y = mu g / beta (a Lambert function), by Halley steps on
+    its logarithm ``x + ln(x - 1 + e^-x) = ln y``, which is nearly straight.
+    """
+    log_y = log_mu - jnp.log(link.weight / link.gain)
+    x = jax.nn.softplus((log_y + math.log(2)) / 2)  # ln(1 + sqrt(2 y)), exact for small y
+    for _ in range(NATS_STEPS):
+        excess = _excess(x)
+        newton = (x + jnp.log(excess) - log_y) * excess / x
+        bend = (1 + jnp.expm1(-x) * x / excess) / x
+        x = x - newton / (1 - newton * bend / 2)
+    return jnp.minimum(x, link.max_nats)
+
+
+def priced_cost(link: Link, log_mu: jax.Array) -> jax.Array:
+    """Least cost of sending each task at a price, c(mu) = min_t E(t) + mu t: ``[K]`` [J].
+
+    Infinite out of reach. Differentiable by the envelope rule: the derivative is the partial
+    one at the best time and at a constant price.
+    """
+    log_mu = jax.lax.stop_gradient(log_mu)
+    best = jax.lax.stop_gradient(best_nats(link, log_mu))
+    nats = jnp.where(best < link.max_nats, best, link.max_nats)
+    power = link.weight * jnp.expm1(nats) / link.gain
+    cost = link.load / nats * (power + jnp.exp(log_mu))
+    return jnp.where(link.usable, cost, link.min_time)  # min_time is 0 or infinite there
+
+
+def fits(link: Link, offload: jax.Array) -> jax.Array:
+    """Tell whether a decision ``[K]`` can be sent within the slot, sum a t_min <= T: bool."""
+    used = jnp.sum(jnp.where(offload > 0, offload * link.min_time, 0.0))
+    return used <= link.slot * (1 + FIT_TOLERANCE)
+
+
+def slot_price(link: Link, offload: jax.Array) -> jax.Array:
+    """Price at which a decision that fits just fills the slot, sum a t(mu) = T.
+
+    ln(sum a t / T) falls and is convex in ln mu, so Newton's method climbs from the left
+    and never overshoots. It starts at the price of the device that needs the slot most.
+
+    Args:
+        link: the uplinks.
+        offload: decision, or parts of tasks, ``[K]`` [-].
+
+    Returns:
+        ln mu ``[]`` [ln W]; any finite number for an empty set.
+    """
+    sends = link.usable & (offload > 0)
+    share = jnp.where(sends, offload * link.load / link.slot, 0.0)
+    alone = log_price(link, jnp.where(sends, jnp.minimum(share, link.max_nats), 1.0))
+    start = jnp.max(jnp.where(sends, alone, -jnp.inf))
+
+    def step(_: int, log_mu: jax.Array) -> jax.Array:
+        nats = best_nats(link, log_mu)
+        used = share / nats
+        fall = jnp.sum(jnp.where(nats < link.max_nats, used * _excess(nats) / nats**2, 0.0))
+        total = jnp.sum(used)
+        climb = jnp.maximum(total * jnp.log(jnp.where(total > 0, total, 1.0)), 0.0)
+        return log_mu + jnp.where(fall > 0, climb / jnp.where(fall > 0, fall, 1.0), 0.0)
+
+    return jax.lax.fori_loop(0, NEWTON_STEPS, step, jnp.where(jnp.any(sends), start, 0.0))
+
+
+def set_energy(link: Link, offload: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Compute the least energy of a fixed decision, F(S) of math note 3b, and its times.
+
+    Args:
+        link: the uplinks.
+        offload: decision, or parts of tasks, ``[K]`` [-].
+
+    Returns:
+        Energy ``[]`` [J], infinite if the decision does not fit, differentiable by the
+        envelope rule; times ``[K]`` [s], constants to derivatives.
+    """
+    fit = fits(link, offload)
+    sends = link.usable & (offload > 0) & fit
+    sent = jnp.where(sends, offload, 0.0)
+    log_mu = jax.lax.stop_gradient(slot_price(link, sent))
+    fastest, wanted = sent * link.load / link.max_nats, sent * link.load / best_nats(link, log_mu)
+    # Blend in the fastest times, so that the slot is met however exact the price is.
+    spare, extra = link.slot - jnp.sum(fastest), jnp.sum(wanted - fastest)
+    blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, 1.0)
+    time = jax.lax.stop_gradient(fastest + blend * (wanted - fastest))
+
+    kept = jnp.sum((1 - offload) * link.local)
+    energy = energy_spent(link, offload, time)
+    # The derivative is the dual's at constant price and nats: the envelope rule.
+    mu = jnp.where(jnp.any(sends), jnp.exp(log_mu), 0.0)
+    dual = jnp.sum(jnp.where(sends, sent * priced_cost(link, log_mu), 0.0)) - mu * link.slot + kept
+    energy = dual + jax.lax.stop_gradient(energy - dual)
+    return jnp.where(fit, energy, jnp.inf), time
+
+
+def send_power(link: Link, offload: jax.Array, time: jax.Array) -> jax.Array:
+    """Power that sends the parts ``offload`` in ``time`` [s], (e^x - 1) / g: ``[K]`` [W]."""
+    sends = link.usable & (offload > 0) & (time > 0)
+    nats = jnp.where(sends, offload * link.load / jnp.where(sends, time, 1.0), 0.0)
+    return jnp.where(nats < link.max_nats, jnp.expm1(nats) / link.gain, link.max_power)
+
+
+def energy_spent(link: Link, offload: jax.Array, time: jax.Array) -> jax.Array:
+    """Weighted energy of parts ``[K]`` sent in times ``[K]``, sum beta p t + (1 - a) e: ``[]`` [J]."""
+    sent = link.weight * send_power(link, offload, time) * time
+    return jnp.sum(sent + (1 - offload) * link.local)
+
+
+def relax(link: Link, must: jax.Array) -> Relaxed:
+    """Solve the problem whose devices send any part of their task from ``must`` to 1.
+
+    Maximises ``sum must c + (1 - must) min(c, e) - mu T`` over mu, math note 3a and 3d:
+    with ``must`` the forced devices it bounds P1, with m^+ it is the optimal PCOS. The
+    sending time falls in mu, with jumps where a device turns local, so the price is
+    bisected; the answer blends both ends of the last bracket so that the slot is full.
+
+    Args:
+        link: the uplinks.
+        must: part of each task that must be sent ``[K]`` [-].
+    """
+    feasible = fits(link, must)
+    must = jnp.where(link.usable & feasible, must, 0.0)
+    least_cost = link.load * link.weight / link.gain  # c at price 0
+    wanted = link.usable & feasible & ((must > 0) | (least_cost < link.local))
+    any_wanted = jnp.any(wanted)
+
+    # At the low end one wanted device alone fills the slot, at the high end all leave it.
+    switch = jnp.log(jnp.where(wanted, jnp.maximum(link.local / least_cost, 1e-30), 1.0))
+    share = link.load / link.slot
+    nats = jnp.where(must > 0, must * share, jnp.minimum(share, switch))
+    nats = jnp.where(wanted, jnp.minimum(nats, link.max_nats), 1.0)
+    low = jnp.min(jnp.where(wanted, log_price(link, nats), jnp.inf)) - 0.1
+    leave = jnp.log(jnp.where(link.local > 0, link.local * link.max_nats / link.load, 1.0))
+    leave = jnp.where((must < 1) & (link.local > 0), leave, -jnp.inf)
+    cap = jnp.where(must > 0, log_price(link, link.max_nats), -jnp.inf)
+    high = jnp.max(jnp.where(wanted, jnp.maximum(leave, cap), -jnp.inf)) + 0.1
+    low, high = jnp.where(any_wanted, low, 0.0), jnp.where(any_wanted, high, 0.0)
+
+    def demand(log_mu: jax.Array) -> tuple[jax.Array, jax.Array]:
+        cheaper = wanted & (priced_cost(link, log_mu) < link.local)
+        offload = jnp.where(cheaper, 1.0, must)
+        return offload, offload * link.load / best_nats(link, log_mu)
+
+    def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bracket
+        middle = (low + high) / 2
+        full = jnp.sum(demand(middle)[1]) >= link.slot
+        return jnp.where(full, middle, low), jnp.where(full, high, middle)
+
+    low, high = jax.lax.fori_loop(0, BISECTION_STEPS, halve, jax.lax.stop_gradient((low, high)))
+    (offload_low, time_low), (offload_high, time_high) = demand(low), demand(high)
+    spare, extra = link.slot - jnp.sum(time_high), jnp.sum(time_low - time_high)
+    blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, 1.0)
+    bound = jnp.maximum(_dual(link, must, low), _dual(link, must, high))
+    bound = jnp.where(any_wanted, bound, jnp.sum(link.local))
+    return Relaxed(
+        offload=jax.lax.stop_gradient(offload_high + blend * (offload_low - offload_high)),
+        time=jax.lax.stop_gradient(time_high + blend * (time_low - time_high)),
+        log_mu=high,
+        bound=jnp.where(feasible, bound, jnp.inf),
+    )
+
+
+def allocate(system: System, h: jax.Array, offload: jax.Array) -> Solution:
+    """Give a fixed decision its optimal powers and times: P1, (6), with a fixed.
+
+    Args:
+        system: the physics.
+        h: amplitude gains ``[K]`` [-].
+        offload: decision ``[K]``, 0 or 1 [-]; padding is ignored.
+
+    Returns:
+        A ``Solution`` for the channel. Infeasible where the set does not fit or a forced
+        device stays. The energy is differentiable in ``system`` and ``h`` (envelope rule),
+        powers and times are constants to derivatives.
+    """
+    uplinks, must = link(system, h), sy.forced(system)
+    offload = jnp.where(system.active, offload, 0.0).astype(h.dtype)
+    energy, time = set_energy(uplinks, offload)
+    bound = relax(uplinks, must.astype(h.dtype)).bound
+    energy = jnp.where(jnp.all(offload >= must), energy, jnp.inf)
+    return finish(uplinks, offload, time, energy, bound)
+
+
+def finish(
+    link: Link, offload: jax.Array, time: jax.Array, energy: jax.Array, bound: jax.Array
+) -> Solution:
+    """Make the ``Solution`` of parts ``[K]`` and times ``[K]``: feasible if the energy is finite."""
+    feasible = jnp.isfinite(energy)
+    return Solution(
+        offload=offload,
+        power=jnp.where(feasible, send_power(link, offload, time), 0.0),
+        time=jnp.where(feasible, time, 0.0),
+        energy=energy,
+        lower_bound=bound,
+        feasible=feasible,
+    )
+
+
+def _dual(link: Link, must: jax.Array, log_mu: jax.Array) -> jax.Array:
+    """L(mu) of math note 3: a lower bound at any price ``[]`` [J]."""
+    cost = priced_cost(link, log_mu)
+    priced = jnp.where(must > 0, must * cost, 0.0) + (1 - must) * jnp.minimum(cost, link.local)
+    return jnp.sum(priced) - jnp.exp(log_mu) * link.slot
+
+
+def _excess(nats: jax.Array) -> jax.Array:
+    """x - 1 + e^-x for x > 0, without cancellation: ``[K]``."""
+    small = jnp.where(nats < 1, nats, 0.0)
+    series = jnp.zeros_like(small)
+    for n in range(12, 1, -1):  # x^2 / 2 - x^3 / 6 + ...
+        series = series * small + (-1) ** n / math.factorial(n)
+    return jnp.where(nats < 1, small * small * series, nats + jnp.expm1(-nats))

@@ -1,0 +1,251 @@
+"""The paper's network: three parallel FCNs (7)-(11) and output layers (13)-(15), (23).
+
+The decision branch is shared by teacher and student up to its last activation: the
+relaxed ratio (23) for the teacher, the binary layer (15) for the student. Inputs and outputs
+of padding devices are 0 and their weights do not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+
+from meco_jax import system as sy
+from meco_jax.allocation import FIT_TOLERANCE, Solution, link, relax
+from meco_jax.system import System
+
+Role = Literal["teacher", "student"]
+Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
+LOG_EXPONENTIAL_MEAN, LOG_EXPONENTIAL_STD = -float(np.euler_gamma), np.pi / np.sqrt(6)
+
+
+@jax.custom_vjp
+def binarize(ratio: jax.Array, required: jax.Array, slope: jax.Array) -> jax.Array:
+    """Decide who offloads, a = sign[(sign(2 phi - 1) + 1) / 2 + sign(m^+)], (15)-(16).
+
+    Forward: 1 where ``ratio`` >= 1/2 or ``required`` > 0, else 0. Backward: the gradient of
+    the ratio is ``slope`` times that of the decision. The true slope of (15) is 0, that of
+    the teacher's activation (23) is 1 - m^+, that of the straight-through estimator 1.
+
+    Args:
+        ratio: phi, output of the decision branch ``[..., K]`` [-].
+        required: m^+ ``[K]`` or ``[..., K]`` [-].
+        slope: slope of the backward pass, of a shape that broadcasts to ``[..., K]`` [-].
+
+    Returns:
+        Decisions ``[..., K]``, 0 or 1 [-].
+    """
+    del slope
+    return ((ratio >= 0.5) | (required > 0)).astype(ratio.dtype)
+
+
+def _binarize_forward(
+    ratio: jax.Array, required: jax.Array, slope: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return binarize(ratio, required, slope), (required, slope)
+
+
+def _binarize_backward(
+    residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    required, slope = residuals
+    return slope * cotangent, jnp.zeros_like(required), jnp.zeros_like(slope)
+
+
+binarize.defvjp(_binarize_forward, _binarize_backward)
+
+
+def relaxed_ratio(ratio: jax.Array, required: jax.Array) -> jax.Array:
+    """Teacher's offloading ratio, a = phi (1 - m^+) + m^+, (23): ``[..., K]`` [-]."""
+    return ratio * (1 - required) + required
+
+
+def output_power(phi: jax.Array, max_power: jax.Array) -> jax.Array:
+    """Transmit power p = p_max phi, (13): ``[..., K]`` [W]."""
+    return max_power * phi
+
+
+def output_time(phi: jax.Array, slot: jax.Array, active: jax.Array) -> jax.Array:
+    """Slot times t = T min(1, |phi|_1) phi / |phi|_1, (14): ``[..., K]`` [s].
+
+    The L1 norm, over real devices, is the one that implies sum t <= T (C1).
+    """
+    phi = jnp.where(active, phi, 0.0)
+    return slot * phi / jnp.maximum(jnp.sum(phi, axis=-1, keepdims=True), 1.0)
+
+
+class Branch(nn.Module):
+    """A fully connected network, (7)-(9): ``[N, K] -> [N, K]``, outputs in (0, 1)."""
+
+    hidden: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        num_devices = x.shape[-1]
+        for layer, width in enumerate(self.hidden):
+            init = _per_device(0) if layer == 0 else nn.initializers.he_normal()
+            x = nn.Dense(width, kernel_init=init)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        return nn.sigmoid(nn.Dense(num_devices, kernel_init=_per_device(1))(x))
+
+
+class Network(nn.Module):
+    """The DNN of Figs 2-3: a decision branch for both roles, time and power branches for each."""
+
+    hidden: tuple[int, ...] = (256, 128)
+    share_resources: bool = False  # teacher and student share their time and power branches
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, role: Role, train: bool
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Map features to the branches' outputs in (0, 1).
+
+        Args:
+            x: features ``[N, K]`` [-].
+            role: whose time and power branches to use.
+            train: normalise by the batch (and update the running statistics) or by these.
+
+        Returns:
+            Decision, time and power outputs, ``[N, K]`` each [-].
+        """
+        owner = "student" if self.share_resources else role
+        names = ("decision", f"{owner}_time", f"{owner}_power")
+        decision, time, power = (Branch(self.hidden, name=name)(x, train) for name in names)
+        return decision, time, power
+
+
+def features(system: System, h: jax.Array, scaling: str = "log") -> jax.Array:
+    """Scale gains ``[N, K]`` for the network: 0 for padding.
+
+    "log" takes ln(h^2 / E[h^2]) to mean 0 and variance 1 under Rayleigh fading, "raw" is
+    the amplitude over its root mean square.
+    """
+    amplitude = h / jnp.sqrt(system.mean_gain)
+    if scaling == "log":
+        log_gain = 2 * jnp.log(jnp.maximum(amplitude, 1e-5))
+        amplitude = (log_gain - LOG_EXPONENTIAL_MEAN) / LOG_EXPONENTIAL_STD
+    return jnp.where(system.active, amplitude, 0.0)
+
+
+def init_variables(network: Network, key: jax.Array, num_devices: int) -> Variables:
+    """Initialise the branches of both roles from a consumed ``key``."""
+    x = jnp.zeros((1, num_devices))
+    teacher = network.init(key, x, "teacher", False)
+    student = network.init(key, x, "student", False)
+    return {kind: teacher[kind] | student[kind] for kind in ("params", "batch_stats")}
+
+
+def decide(
+    network: Network,
+    variables: Variables,
+    system: System,
+    h: jax.Array,
+    role: Role,
+    *,
+    slope: str = "teacher",
+    scaling: str = "log",
+    train: bool = False,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Variables]:
+    """Map gains to (a, p, t) through the branches and the output layers, (11)-(15), (23).
+
+    Args:
+        network: the architecture.
+        variables: its parameters and running statistics.
+        system: the physics.
+        h: amplitude gains ``[N, K]`` [-].
+        role: the teacher's a is a ratio, the student's binary.
+        slope: slope of the binary layer's backward pass: "zero" (0), "teacher" (1 - m^+)
+            or "straight_through" (1).
+        scaling: see ``features``.
+        train: normalise by the batch.
+
+    Returns:
+        (a [-], p [W], t [s]), ``[N, K]`` each, and the running statistics.
+    """
+    x = features(system, h, scaling)
+    outputs, updated = network.apply(variables, x, role, train, mutable=["batch_stats"])
+    decision, time, power = outputs
+    required = sy.required_ratio(system)
+    if role == "teacher":
+        offload = relaxed_ratio(decision, required[None])
+    else:
+        slopes = {
+            "zero": jnp.zeros_like(required),
+            "teacher": 1 - required,
+            "straight_through": jnp.ones_like(required),
+        }
+        offload = binarize(decision, required[None], slopes[slope][None])
+    offload = jnp.where(system.active, offload, 0.0)
+    power = output_power(power, system.max_power)
+    return (offload, power, output_time(time, system.slot, system.active)), updated["batch_stats"]
+
+
+@struct.dataclass
+class Policy:
+    """A trained network and the system it was trained for: ``policy(h) -> Solution``."""
+
+    variables: Variables
+    system: System
+    network: Network = struct.field(pytree_node=False)
+    role: Role = struct.field(pytree_node=False, default="student")
+    scaling: str = struct.field(pytree_node=False, default="log")
+
+    def __call__(self, h: jax.Array) -> Solution:
+        """Return the network's own (a, p, t), its constraints only as good as it learned.
+
+        Args:
+            h: amplitude gains ``[..., K]`` [-].
+
+        Returns:
+            A ``Solution``: the energy is the realised one, ``feasible`` tells whether C1-C5
+            hold, ``lower_bound`` is that of P1 (of partial offloading for a teacher).
+
+        Raises:
+            ValueError: if h has another K, or negative or non-finite entries.
+        """
+        h = sy.check_channels(h, self.system.num_devices)
+        flat = _judge(self, h.reshape(-1, h.shape[-1]))
+        return jax.tree.map(lambda x: x.reshape(h.shape[:-1] + x.shape[1:]), flat)
+
+    def outputs(self, h: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Map gains ``[N, K]`` [-] to a [-], p [W] and t [s], ``[N, K]`` each."""
+        arguments = (self.network, self.variables, self.system, h, self.role)
+        return decide(*arguments, scaling=self.scaling)[0]
+
+
+@jax.jit
+def _judge(policy: Policy, h: jax.Array) -> Solution:
+    """Evaluate a policy's own outputs on channels ``[N, K]``."""
+    system, role = policy.system, policy.role
+
+    def judge(h: jax.Array, offload: jax.Array, power: jax.Array, time: jax.Array) -> Solution:
+        used = sy.transmit_time(system, h, offload, power)
+        must = sy.forced(system).astype(h.dtype) if role == "student" else sy.required_ratio(system)
+        in_time = jnp.all(used <= time * (1 + FIT_TOLERANCE))  # C5; the layers keep C1-C4
+        energy = sy.realised_energy(system, h, offload, power)
+        bound = relax(link(system, h), must).bound
+        return Solution(offload, power, time, energy, bound, in_time)
+
+    return jax.vmap(judge)(h, *policy.outputs(h))
+
+
+def _per_device(axis: int) -> Callable[..., jax.Array]:
+    """Initialise a kernel so that a device's weights depend on its index alone.
+
+    He's variance for the output side; for the input side a constant one, which the batch
+    normalisation behind it takes out again.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(shape[axis]))
+        draw = jax.vmap(lambda k: jax.random.normal(k, (shape[1 - axis],), dtype), out_axes=axis)
+        return draw(keys) * (0.25 if axis == 0 else shape[0] ** -0.5)
+
+    return init

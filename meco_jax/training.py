@@ -1,0 +1,374 @@
+"""Algorithm 1: losses (18), (20), (25), the teacher, student and multiplier steps, and ``train``.
+
+A step is ``(state, batch) -> (state, metrics)``. Training is a host loop over one jitted
+chunk of epochs, with randomness by ``fold_in(key, epoch)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from meco_jax import network as nw
+from meco_jax import system as sy
+from meco_jax.allocation import link, relax
+from meco_jax.network import Network, Policy, Role
+from meco_jax.system import System
+
+Metrics = dict[str, jax.Array]
+History = dict[str, np.ndarray]
+Report = Callable[[int, dict[str, np.ndarray]], None]
+
+
+@struct.dataclass
+class TrainConfig:
+    """Settings of Algorithm 1. Numbers that fix no shape are traced and can be swept."""
+
+    learning_rate: float = 1e-3  # Adam's, at the start [-]
+    final_learning_rate: float = 0.02  # of the start, reached by a cosine [-]
+    multiplier: float = 10.0  # lambda_A and lambda_B at the start, in slot prices [-]
+    multiplier_step: float = 1.0  # alpha of (21): their rise by a violation of a slot [-]
+    clip_norm: float = 1.0  # limit of the gradient's norm [-]
+    slope: Literal["teacher", "zero", "straight_through"] = struct.field(
+        pytree_node=False, default="teacher"
+    )  # of the binary layer's backward pass: 1 - m^+, 0 or 1
+    scheme: Literal["bcos", "pcos"] = struct.field(pytree_node=False, default="bcos")
+    hidden: tuple[int, ...] = struct.field(pytree_node=False, default=(256, 128))
+    share_resources: bool = struct.field(pytree_node=False, default=False)
+    input_scaling: Literal["log", "raw"] = struct.field(pytree_node=False, default="log")
+    num_channels: int = struct.field(pytree_node=False, default=20_000)
+    batch_size: int = struct.field(pytree_node=False, default=1_000)
+    epochs: int = struct.field(pytree_node=False, default=200)
+    chunk_epochs: int = struct.field(pytree_node=False, default=5)  # between two reports
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of minibatches in an epoch."""
+        return self.num_channels // self.batch_size
+
+    def network(self) -> Network:
+        """Return the network these settings describe."""
+        return Network(self.hidden, self.share_resources)
+
+
+class TrainState(NamedTuple):
+    """What a step carries: a plain pytree, so that lanes stack."""
+
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    price: jax.Array  # [] median slot price of the training channels: the unit of lambda [W]
+    teacher_optimizer: optax.OptState
+    student_optimizer: optax.OptState
+    teacher_multiplier: jax.Array  # [] lambda_A [J/s]
+    student_multiplier: jax.Array  # [] lambda_B [J/s]
+    teacher_violation: jax.Array  # [] E sum_k H, (22), of the latest step [s]
+    student_violation: jax.Array  # [] [s]
+
+
+class Run(NamedTuple):
+    """A training under way."""
+
+    state: TrainState
+    epoch: jax.Array  # [] epochs done
+    channels: jax.Array  # [num_channels, K] training data [-]
+    order_key: jax.Array  # shuffles each epoch by fold_in(order_key, epoch)
+
+
+def hinge(excess: jax.Array) -> jax.Array:
+    """Keep what is positive, H(c), (18)."""
+    return jnp.maximum(excess, 0.0)
+
+
+def penalised_loss(
+    system: System,
+    h: jax.Array,
+    decision: tuple[jax.Array, jax.Array, jax.Array],
+    multiplier: jax.Array,
+) -> tuple[jax.Array, Metrics]:
+    """Compute (20) and (25), E{ sum beta [p t + eps (1 - a) B C f^2] + lambda sum H(t' - t) }.
+
+    The printed formulas drop B C f^2, which (17) has.
+
+    Args:
+        system: the physics.
+        h: amplitude gains ``[N, K]`` [-].
+        decision: a [-], p [W] and t [s], ``[N, K]`` each.
+        multiplier: lambda ``[]`` [J/s].
+
+    Returns:
+        The loss ``[]`` [J] and metrics: "energy" [J], "violation" E sum H, (22) [s],
+        "on_time", the share of channels with sum t' <= T [-].
+    """
+    offload, power, time = decision
+    used = jax.vmap(partial(sy.transmit_time, system))(h, offload, power)
+    paid = system.weight * power * time + (1 - offload) * sy.local_energy(system)
+    energy = jnp.mean(jnp.sum(jnp.where(system.active, paid, 0.0), axis=-1))
+    violation = jnp.mean(jnp.sum(jnp.where(system.active, hinge(used - time), 0.0), axis=-1))
+    on_time = jnp.mean(jnp.sum(used, axis=-1) <= system.slot)
+    metrics = {"energy": energy, "violation": violation, "on_time": on_time}
+    return energy + multiplier * violation, metrics
+
+
+def train(
+    system: System,
+    *,
+    key: jax.Array,
+    config: TrainConfig | None = None,
+    report: Report | None = None,
+) -> tuple[Policy, History]:
+    """Train the paper's network for one system: Algorithm 1.
+
+    Args:
+        system: the physics; the tasks stay fixed, the network sees the gains only.
+        key: PRNG key, consumed.
+        config: the settings, ``TrainConfig()`` by default.
+        report: called after every chunk with the number of steps done and the metrics.
+
+    Returns:
+        The policy, and the history: arrays ``[chunks]`` of "step" and of each metric's mean
+        over the chunk's last epoch.
+
+    Raises:
+        ValueError: if a value of the system or the configuration is out of its range.
+    """
+    config = check_config(config or TrainConfig())
+    system = sy.check_system(system)
+    run = _start(key, system, config)
+    run, history = train_loop(_advance, run, system, config, report)
+    return make_policy(run.state, system, config), history
+
+
+def train_loop(
+    advance: Callable[[Run, System, TrainConfig], tuple[Run, Metrics]],
+    run: Run,
+    system: System,
+    config: TrainConfig,
+    report: Report | None,
+) -> tuple[Run, History]:
+    """Drive a jitted chunk from the host until ``config.epochs`` are done."""
+    history: list[dict[str, np.ndarray]] = []
+    for epoch in range(config.chunk_epochs, config.epochs + 1, config.chunk_epochs):
+        run, metrics = advance(run, system, config)
+        step = epoch * config.steps_per_epoch
+        history.append({"step": np.asarray(step), **jax.device_get(metrics)})
+        if report is not None:
+            report(step, history[-1])
+    return run, {name: np.stack([row[name] for row in history]) for name in history[0]}
+
+
+def make_policy(state: TrainState, system: System, config: TrainConfig) -> Policy:
+    """Take the policy out of a training state: the student, or for PCOS the teacher."""
+    return Policy(
+        variables={"params": state.params, "batch_stats": state.batch_stats},
+        system=system,
+        network=config.network(),
+        role="teacher" if config.scheme == "pcos" else "student",
+        scaling=config.input_scaling,
+    )
+
+
+def start(key: jax.Array, system: System, config: TrainConfig) -> Run:
+    """Draw the channels and initialise the networks: lines 1-2 of Algorithm 1."""
+    channel_key, network_key, order_key = jax.random.split(key, 3)
+    channels = sy.sample_channels(channel_key, system, config.num_channels)
+    state = init_state(network_key, channels, system, config)
+    return Run(state, jnp.zeros((), jnp.int32), channels, order_key)
+
+
+def advance(run: Run, system: System, config: TrainConfig) -> tuple[Run, Metrics]:
+    """Train for ``config.chunk_epochs`` epochs: the chunk to jit.
+
+    Returns:
+        The run and the metrics' means over the last epoch.
+    """
+
+    def epoch(state: TrainState, number: jax.Array) -> tuple[TrainState, Metrics]:
+        order_key = jax.random.fold_in(run.order_key, number)
+        order = jax.random.permutation(order_key, config.num_channels)
+        shape = (config.steps_per_epoch, config.batch_size)
+        batches = run.channels[order[: shape[0] * shape[1]].reshape(shape)]
+        step = partial(alternating_step, system=system, config=config)
+        state, metrics = jax.lax.scan(step, state, batches)
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    numbers = run.epoch + jnp.arange(config.chunk_epochs)
+    state, metrics = jax.lax.scan(epoch, run.state, numbers)
+    run = run._replace(state=state, epoch=run.epoch + config.chunk_epochs)
+    return run, jax.tree.map(lambda x: x[-1], metrics)
+
+
+_start = jax.jit(start)
+_advance = jax.jit(advance, donate_argnums=0)
+
+
+def check_config(config: TrainConfig) -> TrainConfig:
+    """Return the configuration; raise a ValueError if a setting is out of its range."""
+    choices = {
+        "slope": ("teacher", "zero", "straight_through"),
+        "scheme": ("bcos", "pcos"),
+        "input_scaling": ("log", "raw"),
+    }
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            words = ", ".join(known)
+            raise ValueError(f"config.{name} must be one of {words}; got {getattr(config, name)!r}")
+    for name in ("num_channels", "batch_size", "epochs", "chunk_epochs"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"config.{name} must be at least 1; got {getattr(config, name)}")
+    if config.batch_size > config.num_channels:
+        raise ValueError(
+            f"config.batch_size must be at most num_channels, {config.num_channels}; "
+            f"got {config.batch_size}"
+        )
+    if config.epochs % config.chunk_epochs:
+        raise ValueError(
+            f"config.epochs must be a multiple of chunk_epochs, {config.chunk_epochs}; "
+            f"got {config.epochs}"
+        )
+    return config
+
+
+def init_state(
+    key: jax.Array, channels: jax.Array, system: System, config: TrainConfig
+) -> TrainState:
+    """Initialise the networks, optimisers and multipliers from a consumed ``key``."""
+    must = sy.forced(system).astype(channels.dtype)
+    relaxed = jax.vmap(lambda h: relax(link(system, h), must))(channels[: config.batch_size])
+    variables = nw.init_variables(config.network(), key, system.num_devices)
+    params = variables["params"]
+    optimizer = _optimizer(config)
+    price = jnp.exp(jnp.median(relaxed.log_mu))
+    multiplier = config.multiplier * price
+    return TrainState(
+        params=params,
+        batch_stats=variables["batch_stats"],
+        price=price,
+        teacher_optimizer=optimizer.init(_own(params, "teacher", config)),
+        student_optimizer=optimizer.init(_own(params, "student", config)),
+        teacher_multiplier=multiplier,
+        student_multiplier=multiplier,
+        teacher_violation=jnp.zeros(()),
+        student_violation=jnp.zeros(()),
+    )
+
+
+def teacher_step(
+    state: TrainState, batch: jax.Array, *, system: System, config: TrainConfig
+) -> tuple[TrainState, Metrics]:
+    """Update the teacher by Adam on (25): line 4 of Algorithm 1."""
+    updated, optimizer_state, batch_stats, metrics = _descend(
+        state, state.teacher_optimizer, state.teacher_multiplier, batch, "teacher", system, config
+    )
+    state = state._replace(
+        params=updated,
+        batch_stats=batch_stats,
+        teacher_optimizer=optimizer_state,
+        teacher_violation=metrics["violation"],
+    )
+    return state, {f"teacher_{name}": value for name, value in metrics.items()}
+
+
+def student_step(
+    state: TrainState, batch: jax.Array, *, system: System, config: TrainConfig
+) -> tuple[TrainState, Metrics]:
+    """Update the student by Adam on (20): line 5 of Algorithm 1."""
+    updated, optimizer_state, batch_stats, metrics = _descend(
+        state, state.student_optimizer, state.student_multiplier, batch, "student", system, config
+    )
+    state = state._replace(
+        params=updated,
+        batch_stats=batch_stats,
+        student_optimizer=optimizer_state,
+        student_violation=metrics["violation"],
+    )
+    return state, {f"student_{name}": value for name, value in metrics.items()}
+
+
+def multiplier_step(
+    state: TrainState, *, system: System, config: TrainConfig
+) -> tuple[TrainState, Metrics]:
+    """Raise the multipliers by dual ascent, lambda + alpha E sum H, (21)-(22): line 6."""
+    step = config.multiplier_step * state.price / system.slot
+    teacher = state.teacher_multiplier + step * state.teacher_violation
+    student = state.student_multiplier + step * state.student_violation
+    state = state._replace(teacher_multiplier=teacher, student_multiplier=student)
+    return state, {"teacher_multiplier": teacher, "student_multiplier": student}
+
+
+def alternating_step(
+    state: TrainState, batch: jax.Array, *, system: System, config: TrainConfig
+) -> tuple[TrainState, Metrics]:
+    """Do one iteration of Algorithm 1: teacher, student, multipliers.
+
+    With ``config.scheme == "pcos"`` there is no student: the teacher alone learns partial
+    offloading.
+
+    Args:
+        state: what training carries.
+        batch: amplitude gains ``[N, K]`` [-].
+        system: the physics.
+        config: the settings.
+
+    Returns:
+        The next state and a flat dictionary of scalar metrics.
+    """
+    state, metrics = teacher_step(state, batch, system=system, config=config)
+    if config.scheme == "bcos":
+        state, student_metrics = student_step(state, batch, system=system, config=config)
+        metrics |= student_metrics
+    state, multiplier_metrics = multiplier_step(state, system=system, config=config)
+    return state, metrics | multiplier_metrics
+
+
+def _descend(
+    state: TrainState,
+    optimizer_state: optax.OptState,
+    multiplier: jax.Array,
+    batch: jax.Array,
+    role: Role,
+    system: System,
+    config: TrainConfig,
+) -> tuple[dict[str, Any], optax.OptState, dict[str, Any], Metrics]:
+    """One Adam step on the parameters of ``role``, the shared decision branch among them."""
+
+    def loss(own: dict[str, Any]) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
+        variables = {"params": state.params | own, "batch_stats": state.batch_stats}
+        decision, stats = nw.decide(
+            config.network(), variables, system, batch, role,
+            slope=config.slope, scaling=config.input_scaling, train=True,
+        )  # fmt: skip
+        value, metrics = penalised_loss(system, batch, decision, multiplier)
+        # In units of the slot's worth the loss is of order one, for Adam and the clipping.
+        return value / (state.price * system.slot), (stats, metrics | {"loss": value})
+
+    own = _own(state.params, role, config)
+    gradient, (stats, metrics) = jax.grad(loss, has_aux=True)(own)
+    updates, optimizer_state = _optimizer(config).update(gradient, optimizer_state, own)
+    params = state.params | optax.apply_updates(own, updates)
+    return params, optimizer_state, stats, metrics
+
+
+def _own(params: dict[str, Any], role: Role, config: TrainConfig) -> dict[str, Any]:
+    """Select the branches that ``role`` updates."""
+    owner = "student" if config.share_resources else role
+    return {name: params[name] for name in ("decision", f"{owner}_time", f"{owner}_power")}
+
+
+def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Adam with a cosine decay, behind a limit on the gradient's norm."""
+    total = config.epochs * config.steps_per_epoch
+
+    def rate(step: jax.Array) -> jax.Array:
+        done = jnp.clip(step / total, 0.0, 1.0)
+        fall = (1 + jnp.cos(jnp.pi * done)) / 2
+        final = config.final_learning_rate
+        return config.learning_rate * (final + (1 - final) * fall)
+
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(rate))
