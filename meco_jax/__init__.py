@@ -5,9 +5,10 @@ the paper's policy. Units are SI; see ``meco_jax.system`` for the symbols.
 """
 
 from meco_jax.allocation import Solution, allocate
+from meco_jax.checkpoint import load_policy, save_policy
 from meco_jax.network import Policy
-from meco_jax.schemes import mcos, mcos_partial, pcos
-from meco_jax.solver import repair, solve
+from meco_jax.schemes import mcos, mcos_partial, pcos, repair
+from meco_jax.solver import solve
 from meco_jax.sweep import train_lanes
 from meco_jax.system import System, pad_devices, sample_channels, table1
 from meco_jax.training import TrainConfig, train
@@ -18,12 +19,14 @@ __all__ = [
     "System",
     "TrainConfig",
     "allocate",
+    "load_policy",
     "mcos",
     "mcos_partial",
     "pad_devices",
     "pcos",
     "repair",
     "sample_channels",
+    "save_policy",
     "solve",
     "table1",
     "train",

@@ -1,15 +1,27 @@
-"""The baselines that need no training: MCOS in both readings and the optimal PCOS.
+"""What needs no training: MCOS in both readings, the optimal PCOS, the repair of a decision.
 
-Each is a pure function ``(system, h) -> Solution`` for one channel, ``h: [K]``.
+Each is a pure function of one channel, ``h: [K]``, that returns a ``Solution``.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from meco_jax import system as sy
-from meco_jax.allocation import Link, Solution, energy_spent, finish, fits, link, relax
+from meco_jax.allocation import (
+    Link,
+    Solution,
+    energy_spent,
+    finish,
+    fits,
+    link,
+    priced_cost,
+    relax,
+    set_energy,
+)
 from meco_jax.system import System
 
 
@@ -63,6 +75,35 @@ def pcos(system: System, h: jax.Array) -> Solution:
     energy = relaxed.bound + jax.lax.stop_gradient(energy - relaxed.bound)
     energy = jnp.where(jnp.isfinite(relaxed.bound), energy, jnp.inf)
     return finish(uplinks, relaxed.offload, relaxed.time, energy, relaxed.bound)
+
+
+def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
+    """Make a decision feasible and give it its optimal powers and times.
+
+    The devices stand in a line: the forced ones, then those chosen to offload, then the
+    others, each group by the energy that offloading saves at the price mu* of the slot,
+    e - c(mu*). The best head of the line is the answer, each allocated exactly. The line
+    that holds the forced devices alone is one of them, so leaving all others local is
+    never better.
+
+    Args:
+        system: the physics.
+        h: amplitude gains ``[K]`` [-].
+        offload: decision ``[K]``, 0 or 1 [-].
+
+    Returns:
+        A ``Solution``; infeasible where the forced devices do not fit.
+    """
+    uplinks, forced = link(system, h), sy.forced(system)
+    relaxed = relax(uplinks, forced.astype(h.dtype))
+    saved = jnp.where(uplinks.usable, uplinks.local - priced_cost(uplinks, relaxed.log_mu), -jnp.inf)
+    group = jnp.where(forced, 0, jnp.where(offload > 0.5, 1, 2))
+    place = jnp.argsort(jnp.lexsort((-saved, group)))  # [K] position in the line
+    heads = place[None] < jnp.arange(h.shape[-1] + 1)[:, None]  # [K + 1, K]
+    heads = ((heads | forced) & (uplinks.usable | forced)).astype(h.dtype)
+    energies, times = jax.vmap(partial(set_energy, uplinks))(heads)
+    best = jnp.argmin(energies)
+    return finish(uplinks, heads[best], times[best], energies[best], relaxed.bound)
 
 
 def _full_power(uplinks: Link, offload: jax.Array, bound: jax.Array) -> Solution:

@@ -1,7 +1,7 @@
 """The library call: ``solve(h) -> Solution`` by any method, one channel or many.
 
-A decision is made feasible by ``repair``: which devices to drop or to add is chosen by
-energy at the slot's price, and how many by the exact energy of each count.
+This is the one place that checks arguments, broadcasts systems against channels and maps
+the one-channel functions over batches.
 """
 
 from __future__ import annotations
@@ -16,39 +16,9 @@ import numpy as np
 
 from meco_jax import schemes
 from meco_jax import system as sy
-from meco_jax.allocation import Solution, finish, link, priced_cost, relax, set_energy
+from meco_jax.allocation import Solution
 from meco_jax.network import Policy
 from meco_jax.system import ArrayLike, System
-
-
-def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
-    """Make a decision feasible and give it its optimal powers and times.
-
-    The devices stand in a line: the forced ones, then those chosen to offload, then the
-    others, each group by the energy that offloading saves at the price mu* of the slot,
-    e - c(mu*). The best head of the line is the answer, each allocated exactly. The line
-    that holds the forced devices alone is one of them, so leaving all others local is
-    never better.
-
-    Args:
-        system: the physics.
-        h: amplitude gains ``[K]`` [-].
-        offload: decision ``[K]``, 0 or 1 [-].
-
-    Returns:
-        A ``Solution``; infeasible where the forced devices do not fit.
-    """
-    uplinks, forced = link(system, h), sy.forced(system)
-    relaxed = relax(uplinks, forced.astype(h.dtype))
-    saved = jnp.where(uplinks.usable, uplinks.local - priced_cost(uplinks, relaxed.log_mu), -jnp.inf)
-    group = jnp.where(forced, 0, jnp.where(offload > 0.5, 1, 2))
-    place = jnp.argsort(jnp.lexsort((-saved, group)))  # [K] position in the line
-    heads = place[None] < jnp.arange(h.shape[-1] + 1)[:, None]  # [K + 1, K]
-    heads = ((heads | forced) & (uplinks.usable | forced)).astype(h.dtype)
-    energies, times = jax.vmap(partial(set_energy, uplinks))(heads)
-    best = jnp.argmin(energies)
-    return finish(uplinks, heads[best], times[best], energies[best], relaxed.bound)
-
 
 
 METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
@@ -110,7 +80,7 @@ def _solve(h: jax.Array, system: System, policy: Policy | None, method: str) -> 
     if policy is not None:
         offload, _, _ = policy.outputs(h.reshape(-1, h.shape[-1]))
         offload = offload.reshape(h.shape)
-        return _for_each(_checked(repair), system, h, offload)
+        return _for_each(_checked(schemes.repair), system, h, offload)
     return _for_each(_checked(METHODS[method]), system, h)
 
 

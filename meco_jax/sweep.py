@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from meco_jax import schemes
 from meco_jax import system as sy
+from meco_jax.allocation import FIT_TOLERANCE, Solution
 from meco_jax.network import Policy
 from meco_jax.system import System
 from meco_jax.training import (
@@ -94,6 +97,126 @@ def take_lane(policies: Policy, lane: int) -> Policy:
     return policy.replace(
         system=system, variables=jax.tree_util.tree_map_with_path(trim, policy.variables)
     )
+
+
+class Outcome(NamedTuple):
+    """What one scheme does on the test channels of every lane, ``[L, N]`` each."""
+
+    energy: jax.Array  # realised weighted energy, infinite where infeasible [J]
+    lower_bound: jax.Array  # of P1, the same for all schemes [J]
+    feasible: jax.Array  # bool: C1-C5 hold
+    sending_time: jax.Array  # sum of the realised offloading times t' [s]
+    offloaded: jax.Array  # share of the tasks that is sent [-]
+
+
+def evaluate_lanes(
+    policies: dict[str, Policy], keys: jax.Array, num_channels: int, size: int | None = None
+) -> dict[str, Outcome]:
+    """Run every scheme on the same fresh channels of each lane.
+
+    Args:
+        policies: the stacked policies "bcos" and "pcos" for the same systems.
+        keys: PRNG keys of the test channels ``[L]``, consumed.
+        num_channels: N, channels a lane.
+        size: lanes that run at once, see ``train_lanes``.
+
+    Returns:
+        Outcomes of "mcos", "mcos_partial", "pcos" (optimal), "pcos_learned", "bcos_raw" (the
+        network's own output) and "bcos" (its decision made feasible).
+    """
+    size = lane_batch_size(len(keys)) if size is None else size
+    return _evaluate_lanes(policies, keys, num_channels, size)
+
+
+@partial(jax.jit, static_argnames=("num_channels", "size"))
+def _evaluate_lanes(
+    policies: dict[str, Policy], keys: jax.Array, num_channels: int, size: int
+) -> dict[str, Outcome]:
+    def lane(policies: dict[str, Policy], key: jax.Array) -> dict[str, Outcome]:
+        system = policies["bcos"].system
+        h = sy.sample_channels(key, system, num_channels)
+        raw = policies["bcos"](h)
+        solutions = {
+            "mcos": jax.vmap(partial(schemes.mcos, system))(h),
+            "mcos_partial": jax.vmap(partial(schemes.mcos_partial, system))(h),
+            "pcos": jax.vmap(partial(schemes.pcos, system))(h),
+            "pcos_learned": policies["pcos"](h),
+            "bcos_raw": raw,
+            "bcos": jax.vmap(partial(schemes.repair, system))(h, raw.offload),
+        }
+
+        def outcome(solution: Solution) -> Outcome:
+            used = jax.vmap(partial(sy.transmit_time, system))(h, solution.offload, solution.power)
+            return Outcome(
+                energy=solution.energy,
+                lower_bound=raw.lower_bound,
+                feasible=solution.feasible,
+                sending_time=jnp.sum(used, axis=-1),
+                offloaded=jnp.sum(solution.offload, axis=-1) / jnp.sum(system.active),
+            )
+
+        return {name: outcome(solution) for name, solution in solutions.items()}
+
+    return map_lanes(lane, (policies, keys), size)
+
+
+def summarise(outcomes: dict[str, Outcome], systems: System, seed: int) -> list[dict[str, Any]]:
+    """Average outcomes over the channels that are feasible for all: one row a lane and scheme.
+
+    The rows of "lower_bound" hold the Lagrangian bound itself.
+
+    Args:
+        outcomes: from ``evaluate_lanes``.
+        systems: the lanes' stacked systems.
+        seed: goes into the rows.
+
+    Returns:
+        Rows with num_devices, slot, seed, scheme, energy_mean_j, energy_ci95_j (half width over
+        channels), feasible_fraction, deadline_met_fraction (sum t' <= T), offload_fraction,
+        gap_to_bound_mean (mean of energy / bound - 1) and infeasible_fraction, the share of
+        all channels that is left out.
+    """
+    num_devices = np.sum(np.asarray(systems.active), axis=-1)
+    some = next(iter(outcomes.values()))
+    bound = np.asarray(some.lower_bound)
+    common = np.isfinite(bound)
+    rows = []
+    for lane in range(len(num_devices)):
+        keep, slot = common[lane], float(systems.slot[lane])
+
+        def row(scheme: str, energy: np.ndarray, **fractions: np.ndarray) -> dict[str, Any]:
+            return {
+                "num_devices": int(num_devices[lane]),
+                "slot": round(slot, 6),
+                "seed": seed,
+                "scheme": scheme,
+                "energy_mean_j": _mean(energy),
+                "energy_ci95_j": 1.96 * float(np.std(energy)) / max(len(energy), 1) ** 0.5,
+                **{name: _mean(value) for name, value in fractions.items()},
+                "gap_to_bound_mean": _mean(energy / bound[lane, keep] - 1),
+                "infeasible_fraction": 1 - _mean(keep),
+            }
+
+        for scheme, outcome in outcomes.items():
+            picked = Outcome(*(np.asarray(leaf[lane], np.float64)[keep] for leaf in outcome))
+            on_time = picked.sending_time <= slot * (1 + FIT_TOLERANCE)
+            rows.append(
+                row(
+                    scheme,
+                    picked.energy,
+                    feasible_fraction=picked.feasible,
+                    deadline_met_fraction=on_time,
+                    offload_fraction=picked.offloaded,
+                )
+            )
+        nan = np.full(1, np.nan)
+        blank = dict.fromkeys(("feasible_fraction", "deadline_met_fraction", "offload_fraction"), nan)
+        rows.append(row("lower_bound", bound[lane, keep].astype(np.float64), **blank))
+    return rows
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
 
 
 @partial(jax.jit, static_argnames="size")

@@ -18,7 +18,6 @@ from flax import struct
 
 from meco_jax import network as nw
 from meco_jax import system as sy
-from meco_jax.allocation import link, relax
 from meco_jax.network import Network, Policy, Role
 from meco_jax.system import System
 
@@ -33,9 +32,8 @@ class TrainConfig:
 
     learning_rate: float = 1e-3  # Adam's, at the start [-]
     final_learning_rate: float = 0.02  # of the start, reached by a cosine [-]
-    multiplier: float = 10.0  # lambda_A and lambda_B at the start, in slot prices [-]
-    multiplier_step: float = 1.0  # alpha of (21): their rise by a violation of a slot [-]
-    clip_norm: float = 1.0  # limit of the gradient's norm [-]
+    multiplier: float = 5.0  # lambda_A and lambda_B at the start [local powers]
+    multiplier_step: float = 1.0  # alpha of (21), their rise a slot of violation [local powers]
     slope: Literal["teacher", "zero", "straight_through"] = struct.field(
         pytree_node=False, default="teacher"
     )  # of the binary layer's backward pass: 1 - m^+, 0 or 1
@@ -63,7 +61,6 @@ class TrainState(NamedTuple):
 
     params: dict[str, Any]
     batch_stats: dict[str, Any]
-    price: jax.Array  # [] median slot price of the training channels: the unit of lambda [W]
     teacher_optimizer: optax.OptState
     student_optimizer: optax.OptState
     teacher_multiplier: jax.Array  # [] lambda_A [J/s]
@@ -178,7 +175,7 @@ def start(key: jax.Array, system: System, config: TrainConfig) -> Run:
     """Draw the channels and initialise the networks: lines 1-2 of Algorithm 1."""
     channel_key, network_key, order_key = jax.random.split(key, 3)
     channels = sy.sample_channels(channel_key, system, config.num_channels)
-    state = init_state(network_key, channels, system, config)
+    state = init_state(network_key, system, config)
     return Run(state, jnp.zeros((), jnp.int32), channels, order_key)
 
 
@@ -235,21 +232,21 @@ def check_config(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def init_state(
-    key: jax.Array, channels: jax.Array, system: System, config: TrainConfig
-) -> TrainState:
+def local_power(system: System) -> jax.Array:
+    """Mean weighted energy of a local task over the slot, mean(e) / T: the unit of lambda [W]."""
+    local = jnp.where(system.active, sy.local_energy(system), 0.0)
+    return jnp.sum(local) / (jnp.sum(system.active) * system.slot)
+
+
+def init_state(key: jax.Array, system: System, config: TrainConfig) -> TrainState:
     """Initialise the networks, optimisers and multipliers from a consumed ``key``."""
-    must = sy.forced(system).astype(channels.dtype)
-    relaxed = jax.vmap(lambda h: relax(link(system, h), must))(channels[: config.batch_size])
     variables = nw.init_variables(config.network(), key, system.num_devices)
     params = variables["params"]
     optimizer = _optimizer(config)
-    price = jnp.exp(jnp.median(relaxed.log_mu))
-    multiplier = config.multiplier * price
+    multiplier = config.multiplier * local_power(system)
     return TrainState(
         params=params,
         batch_stats=variables["batch_stats"],
-        price=price,
         teacher_optimizer=optimizer.init(_own(params, "teacher", config)),
         student_optimizer=optimizer.init(_own(params, "student", config)),
         teacher_multiplier=multiplier,
@@ -295,7 +292,7 @@ def multiplier_step(
     state: TrainState, *, system: System, config: TrainConfig
 ) -> tuple[TrainState, Metrics]:
     """Raise the multipliers by dual ascent, lambda + alpha E sum H, (21)-(22): line 6."""
-    step = config.multiplier_step * state.price / system.slot
+    step = config.multiplier_step * local_power(system) / system.slot
     teacher = state.teacher_multiplier + step * state.teacher_violation
     student = state.student_multiplier + step * state.student_violation
     state = state._replace(teacher_multiplier=teacher, student_multiplier=student)
@@ -345,8 +342,8 @@ def _descend(
             slope=config.slope, scaling=config.input_scaling, train=True,
         )  # fmt: skip
         value, metrics = penalised_loss(system, batch, decision, multiplier)
-        # In units of the slot's worth the loss is of order one, for Adam and the clipping.
-        return value / (state.price * system.slot), (stats, metrics | {"loss": value})
+        # In units of a local task the loss is of order one, whatever the system.
+        return value / (local_power(system) * system.slot), (stats, metrics | {"loss": value})
 
     own = _own(state.params, role, config)
     gradient, (stats, metrics) = jax.grad(loss, has_aux=True)(own)
@@ -362,7 +359,7 @@ def _own(params: dict[str, Any], role: Role, config: TrainConfig) -> dict[str, A
 
 
 def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Adam with a cosine decay, behind a limit on the gradient's norm."""
+    """Adam with a cosine decay of its rate."""
     total = config.epochs * config.steps_per_epoch
 
     def rate(step: jax.Array) -> jax.Array:
@@ -371,4 +368,4 @@ def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
         final = config.final_learning_rate
         return config.learning_rate * (final + (1 - final) * fall)
 
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(rate))
+    return optax.adam(rate)

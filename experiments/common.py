@@ -1,0 +1,217 @@
+"""What the experiments share: flags, the output folder, progress, csv and run.json."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags, logging
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import meco_jax
+from meco_jax import TrainConfig
+from meco_jax.checkpoint import write_atomically
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Define the flags of every training experiment; defaults are the library's."""
+    FLAGS.set_default("verbosity", logging.WARNING)
+    default = TrainConfig()
+    flags.DEFINE_string("output_dir", None, "folder for csv, json and figures", required=True)
+    flags.DEFINE_enum(
+        "require_platform", None, ["cpu", "gpu", "tpu"],
+        "stop unless JAX runs on this kind of device",
+    )  # fmt: skip
+    flags.DEFINE_list("seeds", ["0"], "task seeds, comma separated; one training each and scheme")
+    flags.DEFINE_integer("test_channels", 2000, "fresh channels to evaluate on", lower_bound=2)
+    flags.DEFINE_integer(
+        "lane_batch", None, "lanes trained at once; default: 1 on a CPU, elsewhere all",
+        lower_bound=1,
+    )  # fmt: skip
+    flags.DEFINE_integer("num_channels", default.num_channels, "training channels", lower_bound=1)
+    flags.DEFINE_integer("batch_size", default.batch_size, "channels a minibatch", lower_bound=1)
+    flags.DEFINE_integer("epochs", default.epochs, "passes over the training channels", lower_bound=1)
+    flags.DEFINE_list("hidden", [str(n) for n in default.hidden], "widths of the hidden layers")
+    flags.DEFINE_float("learning_rate", default.learning_rate, "Adam's at the start", lower_bound=0)
+    flags.DEFINE_float(
+        "final_learning_rate", default.final_learning_rate, "the end's part of the start's",
+        lower_bound=0, upper_bound=1,
+    )  # fmt: skip
+    flags.DEFINE_float(
+        "multiplier", default.multiplier,
+        "lambda at the start, in mean local energies a slot", lower_bound=0,
+    )  # fmt: skip
+    flags.DEFINE_float(
+        "multiplier_step", default.multiplier_step, "alpha, the rise of BCOS's lambda",
+        lower_bound=0,
+    )  # fmt: skip
+    flags.DEFINE_float(
+        "pcos_multiplier_step", 0.3, "alpha, the rise of the learned PCOS's lambda", lower_bound=0
+    )
+    flags.DEFINE_enum(
+        "slope", default.slope, ["teacher", "zero", "straight_through"],
+        "slope of the binary layer's backward pass",
+    )  # fmt: skip
+    flags.DEFINE_bool(
+        "share_resources", default.share_resources,
+        "teacher and student share their time and power branches",
+    )  # fmt: skip
+    flags.DEFINE_enum(
+        "input_scaling", default.input_scaling, ["log", "raw"], "log-gain or raw amplitude as input"
+    )
+
+
+def train_configs() -> dict[str, TrainConfig]:
+    """Read the settings of the "bcos" and "pcos" trainings from the flags."""
+    names = ("num_channels", "batch_size", "epochs", "learning_rate", "final_learning_rate",
+             "multiplier", "slope", "share_resources", "input_scaling")  # fmt: skip
+    shared: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    shared |= {"hidden": tuple(integers("hidden", low=1))}
+    shared |= {"chunk_epochs": max(n for n in range(1, 6) if FLAGS.epochs % n == 0)}
+    return {
+        "bcos": TrainConfig(**shared, multiplier_step=FLAGS.multiplier_step),
+        "pcos": TrainConfig(**shared, multiplier_step=FLAGS.pcos_multiplier_step, scheme="pcos"),
+    }
+
+
+def integers(name: str, low: int) -> list[int]:
+    """Read a list flag as integers of at least ``low``, or stop with a clear line."""
+    try:
+        values = [int(text) for text in FLAGS[name].value]
+    except ValueError:
+        values = []
+    if not values or min(values) < low or len(set(values)) < len(values) * (name != "hidden"):
+        stop(f"--{name} must be different integers of at least {low}; got {FLAGS[name].value}")
+    return values
+
+
+def stop(message: str) -> None:
+    """End the program with one line and exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def prepare() -> Path:
+    """Check the platform and make the output folder, before any work."""
+    platform, wanted = jax.default_backend(), FLAGS.require_platform
+    if wanted and platform != wanted:
+        stop(f"--require_platform={wanted}, but JAX runs on {platform} ({jax.devices()[0]})")
+    folder = Path(FLAGS.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "run.json", lambda file: file.write(b"{}\n"))
+    except OSError as error:
+        stop(f"--output_dir={folder} cannot be written: {error.strerror}")
+    return folder
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of the same columns as csv; NaN is an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(value) for name, value in row.items()})
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.8g}"
+    return value
+
+
+def write_run(path: Path, started: float, **extra: Any) -> None:
+    """Write run.json: flags, versions, device, git commit and wall time."""
+    packages = ("meco_jax", "jax", "jaxlib", "flax", "optax", "numpy", "matplotlib")
+    device = jax.devices()[0]
+    run = {
+        "command": Path(sys.argv[0]).name,
+        "flags": {flag.name: flag.value for flag in _own_flags()},
+        "versions": {name: importlib.metadata.version(name) for name in packages}
+        | {"python": sys.version.split()[0]},
+        "device": {"platform": device.platform, "kind": device.device_kind,
+                   "count": jax.device_count(), "cpu_cores": os.cpu_count()},
+        "git_commit": _git_commit(),
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "wall_seconds": round(time.time() - started, 1),
+        **extra,
+    }  # fmt: skip
+    write_atomically(path, lambda file: file.write((json.dumps(run, indent=2) + "\n").encode()))
+
+
+def _own_flags() -> list[flags.Flag]:
+    """List the flags that the experiment and this module define."""
+    by_module = FLAGS.flags_by_module_dict()
+    return [flag for name in (sys.argv[0], __name__) for flag in by_module.get(name, [])]
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(meco_jax.__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class Bar:
+    """A progress bar with the time left; plain lines where the output is no terminal."""
+
+    def __init__(self, total: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),
+                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+        console = Console()
+        self._live = console.is_terminal
+        self._progress = Progress(*columns, console=console, disable=not self._live)
+        self._task = self._progress.add_task("", total=total)
+        self._total, self._done, self._shown, self._start = total, 0.0, 0, time.time()
+
+    def advance(self, amount: float, text: str) -> None:
+        """Count ``amount`` more of the total as done and show ``text``."""
+        self._done += amount
+        self._progress.update(self._task, completed=self._done, description=text)
+        percent = int(100 * self._done / self._total)
+        if not self._live and percent // 5 > self._shown // 5:
+            self._shown = percent
+            elapsed = time.time() - self._start
+            left = elapsed * (self._total - self._done) / self._done
+            print(f"{percent:3d} %  {elapsed:5.0f} s done  {left:5.0f} s left  {text}", flush=True)
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+def by_scheme(rows: Sequence[Mapping[str, Any]], axis: str, value: str) -> dict[str, np.ndarray]:
+    """Arrange a column by scheme as ``[seeds, sorted values of axis]``."""
+    seeds = sorted({row["seed"] for row in rows})
+    points = sorted({row[axis] for row in rows})
+    table: dict[str, np.ndarray] = {}
+    for row in rows:
+        block = table.setdefault(row["scheme"], np.full((len(seeds), len(points)), np.nan))
+        block[seeds.index(row["seed"]), points.index(row[axis])] = row[value]
+    return table

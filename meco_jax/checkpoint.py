@@ -1,0 +1,100 @@
+"""Files: written whole or not at all, and trained policies as ``.npz`` without pickles."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from meco_jax import system as sy
+from meco_jax.network import Network, Policy, init_variables
+
+FORMAT = "meco_jax policy 1"
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
+    """Write a file under a temporary name and rename it: readers see the old or the new one.
+
+    Args:
+        path: the file.
+        write: called with the open binary file.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def save_policy(path: str | os.PathLike[str], policy: Policy) -> None:
+    """Save one policy with its system: arrays by name, and JSON for what fixes shapes."""
+    arrays = {name: np.asarray(leaf) for name, leaf in _leaves(policy).items()}
+    settings = {
+        "format": FORMAT,
+        "hidden": list(policy.network.hidden),
+        "share_resources": policy.network.share_resources,
+        "role": policy.role,
+        "scaling": policy.scaling,
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, settings=np.asarray(json.dumps(settings)), **arrays)
+    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+
+
+def load_policy(path: str | os.PathLike[str]) -> Policy:
+    """Load a policy; every array's name, shape and type is checked, and no code is run.
+
+    Raises:
+        ValueError: if the file is no policy, or an array is missing, unknown or misshapen.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        settings = json.loads(str(arrays.pop("settings")))
+        if settings["format"] != FORMAT:
+            raise ValueError(f"its format is {settings['format']!r}, not {FORMAT!r}")
+        network = Network(tuple(settings["hidden"]), settings["share_resources"])
+        num_devices = arrays["system/task_bits"].shape[0]
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"path must be a policy saved by save_policy; got {path}: {error}") from None
+    variables = jax.eval_shape(lambda: init_variables(network, jax.random.key(0), num_devices))
+    system = jax.eval_shape(lambda: sy.check_system(sy.table1(num_devices)))
+    wanted = Policy(variables, system, network, settings["role"], settings["scaling"])
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(wanted).items()}
+    found = {name: (leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"path must hold {name} as {expected.get(name)}; "
+                f"got {found.get(name)} in {path}"
+            )
+    tree = unflatten_dict({tuple(name.split("/")): leaf for name, leaf in arrays.items()})
+    return wanted.replace(variables=tree["variables"], system=sy.System(**tree["system"]))
+
+
+def _leaves(policy: Policy) -> dict[str, jax.Array]:
+    """Name every array of a policy by its path."""
+    system = {name: getattr(policy.system, name) for name in (*sy.SYSTEM_RANGES, "active")}
+    tree = {"variables": policy.variables, "system": system}
+    return dict(flatten_dict(tree, sep="/"))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,117 @@
+"""Arrays to matplotlib figures; nothing here trains or reads files.
+
+A scheme has the same colour, marker and line everywhere; the colours are safe for the
+colour-blind, the lines differ in grey print too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from meco_jax.checkpoint import write_atomically
+
+SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {  # name: (label, style)
+    "mcos": ("MCOS", {"color": "#555555", "marker": "s", "linestyle": "-"}),
+    "bcos_raw": ("BCOS, raw network", {"color": "#D55E00", "marker": "v", "linestyle": ":"}),
+    "bcos": ("BCOS, made feasible", {"color": "#D55E00", "marker": "o", "linestyle": "-"}),
+    "pcos_learned": ("PCOS, learned", {"color": "#0072B2", "marker": "^", "linestyle": "--"}),
+    "pcos": ("PCOS, optimal", {"color": "#0072B2", "marker": "x", "linestyle": "-"}),
+    "lower_bound": ("lower bound of P1", {"color": "#000000", "marker": "", "linestyle": "-."}),
+}
+STYLE = {
+    "font.size": 9,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "figure.dpi": 150,
+    "pdf.fonttype": 42,  # papers want TrueType
+    "figure.constrained_layout.use": True,
+}
+STUDENT_T = (np.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 97.5 %, n - 1 = 1..9
+
+
+def energy_figure(
+    num_devices: Sequence[int], energy: Mapping[str, np.ndarray], slot: float
+) -> Figure:
+    """Draw the paper's Figure 4, and beside it each scheme's excess over the lower bound.
+
+    Args:
+        num_devices: the K drawn, ``[M]``.
+        energy: by scheme, mean energies by task seed ``[S, M]`` [J]; "lower_bound" among them.
+        slot: T [s], for the title.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.2))
+        left, right = figure.subplots(1, 2)
+        for scheme in [name for name in SCHEMES if name in energy]:
+            draw_scheme(left, num_devices, energy[scheme], scheme)
+            if scheme not in ("mcos", "lower_bound", "pcos"):
+                against = "pcos" if scheme == "pcos_learned" else "lower_bound"
+                excess = 100 * (energy[scheme] / energy[against] - 1)
+                draw_scheme(right, num_devices, excess, scheme)
+        left.set(ylabel="weighted sum energy [J]", yscale="log", title=f"T = {slot:g} s")
+        right.set(ylabel="excess energy [%]", title="over P1's bound; learned PCOS: over optimal PCOS")
+        right.title.set_fontsize(8)
+        right.axhline(0, color="black", linewidth=0.8)
+        for axes in (left, right):
+            axes.set(xlabel="number of devices K [-]", xticks=list(num_devices))
+            axes.legend()
+    return figure
+
+
+def training_figure(histories: Mapping[str, Mapping[str, np.ndarray]], lanes: Sequence[int]) -> Figure:
+    """Draw how training went: energy, violation and multiplier against the steps.
+
+    Args:
+        histories: by title, "step" ``[M]`` and metrics ``[M, L]`` as ``train_lanes`` returns them.
+        lanes: number of devices of each lane, ``[L]``.
+    """
+    panels = (
+        ("energy", "energy of the batch [J]"),
+        ("violation", "violation $E\\sum H$ [s]"),
+        ("multiplier", "multiplier $\\lambda$ [J/s]"),
+    )
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 2.4 * len(histories)))
+        grid = figure.subplots(len(histories), len(panels), squeeze=False)
+        colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(lanes)))
+        for row, (title, history) in zip(grid, histories.items(), strict=True):
+            role = "student" if "student_energy" in history else "teacher"
+            for axes, (metric, label) in zip(row, panels, strict=True):
+                for lane, num_devices in enumerate(lanes):
+                    values = history[f"{role}_{metric}"][:, lane]
+                    axes.plot(history["step"], values, color=colors[lane], label=f"{num_devices}")
+                axes.set(xlabel="step [-]", ylabel=label, yscale="log")
+            row[1].set_title(f"{title} ({role})")
+            row[0].legend(title="K", ncols=3, fontsize=6, title_fontsize=6)
+    return figure
+
+
+def draw_scheme(axes: Axes, x: Sequence[float], values: np.ndarray, scheme: str) -> None:
+    """Draw the mean of ``values`` ``[S, M]`` over seeds with its 95 % confidence band."""
+    label, style = SCHEMES[scheme]
+    mean, seeds = np.mean(values, axis=0), len(values)
+    axes.plot(x, mean, label=label, **style)
+    if 1 < seeds <= len(STUDENT_T):
+        half = STUDENT_T[seeds - 1] * np.std(values, axis=0, ddof=1) / seeds**0.5
+        axes.fill_between(x, np.maximum(mean - half, 0.05 * mean.min()), mean + half,
+                          color=style["color"], alpha=0.1, linewidth=0)  # fmt: skip
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Save ``path``.png and ``path``.pdf, the same bytes for the same figure."""
+    with matplotlib.rc_context(STYLE):
+        write_atomically(f"{path}.png", lambda file: figure.savefig(file, format="png"))
+        metadata = {"CreationDate": None}
+        write_atomically(
+            f"{path}.pdf", lambda file: figure.savefig(file, format="pdf", metadata=metadata)
+        )

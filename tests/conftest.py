@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from meco_jax import System
+
+matplotlib.use("Agg")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40)
+settings.load_profile("ci")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def known():
+    """The 300 instances with known optima: stacked systems, gains and the float64 answers."""
+    with np.load(Path(__file__).parent / "data" / "p1_known_optima.npz") as file:
+        data = dict(file)
+    num, largest = data["task_bits"].shape
+    names = ("task_bits", "cycles_per_bit", "cpu_hz", "weight")
+    systems = System(**{name: jnp.asarray(data[name], jnp.float32) for name in names})
+    default = {name: jnp.full(num, getattr(systems, name)) for name in
+               ("bandwidth", "noise_power", "max_power", "mean_gain", "chip")}  # fmt: skip
+    systems = systems.replace(
+        active=jnp.arange(largest)[None] < data["K"][:, None],
+        slot=jnp.asarray(data["slot"], jnp.float32),
+        log_base=jnp.asarray(data["log_base"], jnp.float32),
+        **default,
+    )
+    return systems, jnp.asarray(np.sqrt(data["power_gain"]), jnp.float32), data

@@ -1,0 +1,102 @@
+"""P1 in plain float64 NumPy and SciPy: brute force, price by root finding. Imports no meco_jax."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import lambertw
+
+TABLE1 = SimpleNamespace(
+    bandwidth=1e7, noise_power=1e-9, max_power=10 ** (23 / 10) / 1000, chip=1e-28
+)
+
+
+def instance(task_bits, cycles_per_bit, cpu_hz, weight, h, slot, log_base, physics=TABLE1):
+    """The closed forms' coefficients of one instance, math note section 1."""
+    arrays = (task_bits, cycles_per_bit, cpu_hz, weight, h)
+    bits, cycles, hz, beta, h = (np.asarray(x, np.float64) for x in arrays)
+    gain = h**2 / physics.noise_power
+    load = bits * np.log(log_base) / physics.bandwidth
+    max_nats = np.log1p(physics.max_power * gain)
+    with np.errstate(divide="ignore"):
+        min_time = load / max_nats
+    local_time = cycles * bits / hz
+    return SimpleNamespace(
+        slot=float(slot), gain=gain, load=load, beta=beta, max_nats=max_nats, min_time=min_time,
+        max_power=physics.max_power, local=beta * physics.chip * bits * cycles * hz**2,
+        forced=local_time > slot, required=np.maximum(0, 1 - slot / local_time),
+    )  # fmt: skip
+
+
+def nats_at(price, p):
+    """x with e^x (x - 1) + 1 = price g / beta by SciPy's Lambert function, capped at x_max."""
+    branch = -np.exp(-1) + 1e-16  # below it the function is complex
+    x = 1 + lambertw(np.maximum((price * p.gain / p.beta - 1) / np.e, branch)).real
+    return np.clip(x, 1e-12, p.max_nats)
+
+
+def allocate(p, offload):
+    """Least energy of fixed parts, with powers and times; inf if they do not fit."""
+    offload = np.asarray(offload, np.float64)
+    s = offload > 0
+    kept = np.sum((1 - offload) * p.local)
+    zeros = np.zeros(len(s))
+    if not s.any():
+        return kept, zeros, zeros
+    if np.sum(offload[s] * p.min_time[s]) > p.slot:
+        return np.inf, zeros, zeros
+    q = SimpleNamespace(**{k: v[s] for k, v in vars(p).items() if isinstance(v, np.ndarray)})
+
+    def excess_time(log_price):
+        return np.sum(offload[s] * q.load / nats_at(np.exp(log_price), q)) - p.slot
+
+    low, high = -50.0, 25.0
+    log_price = high if excess_time(high) >= 0 else brentq(excess_time, low, high, xtol=1e-13)
+    nats = nats_at(np.exp(log_price), q)
+    time, power = zeros.copy(), zeros.copy()
+    time[s] = offload[s] * q.load / nats
+    power[s] = np.expm1(nats) / q.gain
+    return kept + np.sum(p.beta * power * time), power, time
+
+
+def brute_force(p):
+    """Optimum of P1 over all 2^K decisions: energy, decision."""
+    best, decision = np.inf, None
+    for bits in itertools.product((0.0, 1.0), repeat=len(p.load)):
+        a = np.array(bits)
+        if np.all(a[p.forced] == 1):
+            energy = allocate(p, a)[0]
+            if energy < best:
+                best, decision = energy, a
+    return best, decision
+
+
+def dual(p, must, log_price):
+    """The Lagrangian at a price: math note 3a and 3d."""
+    price = np.exp(log_price)
+    nats = nats_at(price, p)
+    cost = p.load / nats * (p.beta * np.expm1(nats) / p.gain + price)
+    return np.sum(must * cost + (1 - must) * np.minimum(cost, p.local)) - price * p.slot
+
+
+def relaxed_bound(p, must):
+    """Maximum of the dual over the price; it is concave in the price."""
+    if np.sum(np.where(must > 0, must * p.min_time, 0)) > p.slot:
+        return np.inf
+    grid = np.linspace(-30, 15, 46)
+    best = int(np.argmax([dual(p, must, v) for v in grid]))
+    low, high = np.exp(grid[max(best - 1, 0)]), np.exp(grid[min(best + 1, 45)])
+    found = minimize_scalar(
+        lambda price: -dual(p, must, np.log(price)), bounds=(low, high), method="bounded",
+        options={"xatol": 1e-12 * high},
+    )  # fmt: skip
+    return max(-found.fun, dual(p, must, -60.0))
+
+
+def mcos(p, part):
+    """Energy of sending the parts ``part`` at full power; inf if they do not fit."""
+    sent = np.where(part > 0, part * p.min_time, 0.0)
+    if np.sum(sent) > p.slot:
+        return np.inf
+    return np.sum(p.beta * p.max_power * sent + (1 - part) * p.local)
