@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -46,7 +46,9 @@ def define_flags() -> None:
     )  # fmt: skip
     flags.DEFINE_integer("num_channels", default.num_channels, "training channels", lower_bound=1)
     flags.DEFINE_integer("batch_size", default.batch_size, "channels a minibatch", lower_bound=1)
-    flags.DEFINE_integer("epochs", default.epochs, "passes over the training channels", lower_bound=1)
+    flags.DEFINE_integer(
+        "epochs", default.epochs, "passes over the training channels", lower_bound=1
+    )
     flags.DEFINE_list("hidden", [str(n) for n in default.hidden], "widths of the hidden layers")
     flags.DEFINE_float("learning_rate", default.learning_rate, "Adam's at the start", lower_bound=0)
     flags.DEFINE_float(
@@ -93,7 +95,7 @@ def train_configs() -> dict[str, TrainConfig]:
 def integers(name: str, low: int) -> list[int]:
     """Read a list flag as integers of at least ``low``, or stop with a clear line."""
     try:
-        values = [int(text) for text in FLAGS[name].value]
+        values = [int(text) for text in FLAGS[name].value or []]
     except ValueError:
         values = []
     if not values or min(values) < low or len(set(values)) < len(values) * (name != "hidden"):
@@ -101,10 +103,10 @@ def integers(name: str, low: int) -> list[int]:
     return values
 
 
-def stop(message: str) -> None:
-    """End the program with one line and exit status 2."""
+def stop(message: str, status: int = 2) -> NoReturn:
+    """End the program with one line and a non-zero exit status."""
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def prepare() -> Path:
@@ -174,8 +176,14 @@ class Bar:
     """A progress bar with the time left; plain lines where the output is no terminal."""
 
     def __init__(self, total: int) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),
-                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         console = Console()
         self._live = console.is_terminal
         self._progress = Progress(*columns, console=console, disable=not self._live)

@@ -47,9 +47,11 @@ def main(argv: list[str]) -> None:
                 policies, histories = train_seed(systems, seed, configs, bar)
                 rows += evaluate_seed(systems, seed, policies)
                 write(folder, rows, devices, policies, histories, seed)
-                common.write_run(folder / "run.json", started, finished_seeds=seeds[: seeds.index(seed) + 1])
+                common.write_run(
+                    folder / "run.json", started, finished_seeds=seeds[: seeds.index(seed) + 1]
+                )
     except KeyboardInterrupt:
-        common.stop(f"interrupted; {folder} holds what the finished seeds gave: {len(rows)} rows")
+        common.stop(f"interrupted; {folder} holds the {len(rows)} rows of the finished seeds", 130)
     report(rows)
     print(f"wrote {folder} in {time.time() - started:.0f} s")
 
@@ -94,7 +96,9 @@ def write(
     """Write the table, both figures and the policies of one seed."""
     common.write_csv(folder / "results.csv", rows)
     energy = common.by_scheme(rows, "num_devices", "energy_mean_j")
-    figures.save_figure(figures.energy_figure(sorted(devices), energy, FLAGS.slot), folder / "figure4")
+    figures.save_figure(
+        figures.energy_figure(sorted(devices), energy, FLAGS.slot), folder / "figure4"
+    )
     titles = {"BCOS": histories["bcos"], "PCOS": histories["pcos"]}
     figures.save_figure(figures.training_figure(titles, devices), folder / "training")
     for scheme, stacked in policies.items():

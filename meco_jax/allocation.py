@@ -24,8 +24,7 @@ NEWTON_STEPS = 10  # for the price of a fixed set; 6 reach float32 save where ma
 BISECTION_STEPS = 30  # for the relaxed price: halves a bracket of e^10 to float32's last digits
 
 
-@struct.dataclass
-class Solution:
+class Solution(struct.PyTreeNode):
     """Hold an answer for channels ``[..., K]``; see ``meco_jax.solve``."""
 
     offload: jax.Array  # [..., K] a: 0 or 1, in partial schemes the part of the task sent [-]
@@ -195,7 +194,7 @@ def send_power(link: Link, offload: jax.Array, time: jax.Array) -> jax.Array:
 
 
 def energy_spent(link: Link, offload: jax.Array, time: jax.Array) -> jax.Array:
-    """Weighted energy of parts ``[K]`` sent in times ``[K]``, sum beta p t + (1 - a) e: ``[]`` [J]."""
+    """Weighted energy of parts sent in times, sum beta p t + (1 - a) e: ``[]`` [J]."""
     sent = link.weight * send_power(link, offload, time) * time
     return jnp.sum(sent + (1 - offload) * link.local)
 
@@ -279,7 +278,7 @@ def allocate(system: System, h: jax.Array, offload: jax.Array) -> Solution:
 def finish(
     link: Link, offload: jax.Array, time: jax.Array, energy: jax.Array, bound: jax.Array
 ) -> Solution:
-    """Make the ``Solution`` of parts ``[K]`` and times ``[K]``: feasible if the energy is finite."""
+    """Make the ``Solution`` of parts and times ``[K]``: feasible if the energy is finite."""
     feasible = jnp.isfinite(energy)
     return Solution(
         offload=offload,

@@ -50,7 +50,8 @@ def save_policy(path: str | os.PathLike[str], policy: Policy) -> None:
         "scaling": policy.scaling,
     }
     buffer = io.BytesIO()
-    np.savez(buffer, settings=np.asarray(json.dumps(settings)), **arrays)
+    arrays["settings"] = np.asarray(json.dumps(settings))
+    np.savez(buffer, allow_pickle=False, **arrays)
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
@@ -71,7 +72,9 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     except OSError:
         raise
     except Exception as error:
-        raise ValueError(f"path must be a policy saved by save_policy; got {path}: {error}") from None
+        raise ValueError(
+            f"path must be a policy saved by save_policy; got {path}: {error}"
+        ) from None
     variables = jax.eval_shape(lambda: init_variables(network, jax.random.key(0), num_devices))
     system = jax.eval_shape(lambda: sy.check_system(sy.table1(num_devices)))
     wanted = Policy(variables, system, network, settings["role"], settings["scaling"])
@@ -80,8 +83,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ValueError(
-                f"path must hold {name} as {expected.get(name)}; "
-                f"got {found.get(name)} in {path}"
+                f"path must hold {name} as {expected.get(name)}; got {found.get(name)} in {path}"
             )
     tree = unflatten_dict({tuple(name.split("/")): leaf for name, leaf in arrays.items()})
     return wanted.replace(variables=tree["variables"], system=sy.System(**tree["system"]))

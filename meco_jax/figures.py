@@ -25,7 +25,7 @@ SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {  # name: (label, style)
     "pcos": ("PCOS, optimal", {"color": "#0072B2", "marker": "x", "linestyle": "-"}),
     "lower_bound": ("lower bound of P1", {"color": "#000000", "marker": "", "linestyle": "-."}),
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "legend.fontsize": 8,
     "lines.linewidth": 1.2,
@@ -59,7 +59,9 @@ def energy_figure(
                 excess = 100 * (energy[scheme] / energy[against] - 1)
                 draw_scheme(right, num_devices, excess, scheme)
         left.set(ylabel="weighted sum energy [J]", yscale="log", title=f"T = {slot:g} s")
-        right.set(ylabel="excess energy [%]", title="over P1's bound; learned PCOS: over optimal PCOS")
+        right.set(
+            ylabel="excess energy [%]", title="over P1's bound; learned PCOS: over optimal PCOS"
+        )
         right.title.set_fontsize(8)
         right.axhline(0, color="black", linewidth=0.8)
         for axes in (left, right):
@@ -68,7 +70,9 @@ def energy_figure(
     return figure
 
 
-def training_figure(histories: Mapping[str, Mapping[str, np.ndarray]], lanes: Sequence[int]) -> Figure:
+def training_figure(
+    histories: Mapping[str, Mapping[str, np.ndarray]], lanes: Sequence[int]
+) -> Figure:
     """Draw how training went: energy, violation and multiplier against the steps.
 
     Args:

@@ -8,7 +8,7 @@ of padding devices are 0 and their weights do not depend on how many there are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +34,12 @@ def binarize(ratio: jax.Array, required: jax.Array, slope: jax.Array) -> jax.Arr
     the teacher's activation (23) is 1 - m^+, that of the straight-through estimator 1.
 
     Args:
-        ratio: phi, output of the decision branch ``[..., K]`` [-].
-        required: m^+ ``[K]`` or ``[..., K]`` [-].
-        slope: slope of the backward pass, of a shape that broadcasts to ``[..., K]`` [-].
+        ratio: phi, output of the decision branch ``[K]`` [-].
+        required: m^+ ``[K]`` [-].
+        slope: slope of the backward pass ``[K]`` [-].
 
     Returns:
-        Decisions ``[..., K]``, 0 or 1 [-].
+        Decision ``[K]``, 0 or 1 [-].
     """
     del slope
     return ((ratio >= 0.5) | (required > 0)).astype(ratio.dtype)
@@ -62,22 +62,30 @@ binarize.defvjp(_binarize_forward, _binarize_backward)
 
 
 def relaxed_ratio(ratio: jax.Array, required: jax.Array) -> jax.Array:
-    """Teacher's offloading ratio, a = phi (1 - m^+) + m^+, (23): ``[..., K]`` [-]."""
+    """Teacher's offloading ratio, a = phi (1 - m^+) + m^+, (23): ``[K]`` [-]."""
     return ratio * (1 - required) + required
 
 
 def output_power(phi: jax.Array, max_power: jax.Array) -> jax.Array:
-    """Transmit power p = p_max phi, (13): ``[..., K]`` [W]."""
+    """Transmit power p = p_max phi, (13): ``[K]`` [W]."""
     return max_power * phi
 
 
 def output_time(phi: jax.Array, slot: jax.Array, active: jax.Array) -> jax.Array:
-    """Slot times t = T min(1, |phi|_1) phi / |phi|_1, (14): ``[..., K]`` [s].
+    """Slot times t = T min(1, |phi|_1) phi / |phi|_1, (14): ``[K]`` [s].
 
     The L1 norm, over real devices, is the one that implies sum t <= T (C1).
     """
     phi = jnp.where(active, phi, 0.0)
-    return slot * phi / jnp.maximum(jnp.sum(phi, axis=-1, keepdims=True), 1.0)
+    return slot * phi / jnp.maximum(jnp.sum(phi), 1.0)
+
+
+class Decision(NamedTuple):
+    """What the network says, (11): ``[..., K]`` each."""
+
+    offload: jax.Array  # a [-]
+    power: jax.Array  # p [W]
+    time: jax.Array  # t [s]
 
 
 class Branch(nn.Module):
@@ -87,6 +95,7 @@ class Branch(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Map features ``[N, K]`` to outputs ``[N, K]`` [-]; ``train`` as in ``Network``."""
         num_devices = x.shape[-1]
         for layer, width in enumerate(self.hidden):
             init = _per_device(0) if layer == 0 else nn.initializers.he_normal()
@@ -122,7 +131,7 @@ class Network(nn.Module):
 
 
 def features(system: System, h: jax.Array, scaling: str = "log") -> jax.Array:
-    """Scale gains ``[N, K]`` for the network: 0 for padding.
+    """Scale gains ``[K]`` for the network: 0 for padding.
 
     "log" takes ln(h^2 / E[h^2]) to mean 0 and variance 1 under Rayleigh fading, "raw" is
     the amplitude over its root mean square.
@@ -152,7 +161,7 @@ def decide(
     slope: str = "teacher",
     scaling: str = "log",
     train: bool = False,
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Variables]:
+) -> tuple[Decision, Variables]:
     """Map gains to (a, p, t) through the branches and the output layers, (11)-(15), (23).
 
     Args:
@@ -167,28 +176,26 @@ def decide(
         train: normalise by the batch.
 
     Returns:
-        (a [-], p [W], t [s]), ``[N, K]`` each, and the running statistics.
+        The decisions, ``[N, K]`` leaves, and the running statistics.
     """
-    x = features(system, h, scaling)
-    outputs, updated = network.apply(variables, x, role, train, mutable=["batch_stats"])
-    decision, time, power = outputs
     required = sy.required_ratio(system)
-    if role == "teacher":
-        offload = relaxed_ratio(decision, required[None])
-    else:
-        slopes = {
-            "zero": jnp.zeros_like(required),
-            "teacher": 1 - required,
-            "straight_through": jnp.ones_like(required),
-        }
-        offload = binarize(decision, required[None], slopes[slope][None])
-    offload = jnp.where(system.active, offload, 0.0)
-    power = output_power(power, system.max_power)
-    return (offload, power, output_time(time, system.slot, system.active)), updated["batch_stats"]
+    slopes = {"zero": 0 * required, "teacher": 1 - required, "straight_through": 0 * required + 1}
+
+    def activate(ratio: jax.Array, time: jax.Array, power: jax.Array) -> Decision:
+        if role == "teacher":
+            offload = relaxed_ratio(ratio, required)
+        else:
+            offload = binarize(ratio, required, slopes[slope])
+        offload = jnp.where(system.active, offload, 0.0)
+        time = output_time(time, system.slot, system.active)
+        return Decision(offload, output_power(power, system.max_power), time)
+
+    x = jax.vmap(lambda h: features(system, h, scaling))(h)
+    outputs, updated = network.apply(variables, x, role, train, mutable=["batch_stats"])
+    return jax.vmap(activate)(*outputs), updated["batch_stats"]
 
 
-@struct.dataclass
-class Policy:
+class Policy(struct.PyTreeNode):
     """A trained network and the system it was trained for: ``policy(h) -> Solution``."""
 
     variables: Variables
@@ -214,8 +221,8 @@ class Policy:
         flat = _judge(self, h.reshape(-1, h.shape[-1]))
         return jax.tree.map(lambda x: x.reshape(h.shape[:-1] + x.shape[1:]), flat)
 
-    def outputs(self, h: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Map gains ``[N, K]`` [-] to a [-], p [W] and t [s], ``[N, K]`` each."""
+    def outputs(self, h: jax.Array) -> Decision:
+        """Map gains ``[N, K]`` [-] to the network's decisions, ``[N, K]`` leaves."""
         arguments = (self.network, self.variables, self.system, h, self.role)
         return decide(*arguments, scaling=self.scaling)[0]
 

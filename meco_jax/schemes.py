@@ -71,9 +71,10 @@ def pcos(system: System, h: jax.Array) -> Solution:
     uplinks = link(system, h)
     relaxed = relax(uplinks, sy.required_ratio(system))
     energy = energy_spent(uplinks, relaxed.offload, relaxed.time)
-    # Strong duality: the derivative is the dual's, at a constant price.
-    energy = relaxed.bound + jax.lax.stop_gradient(energy - relaxed.bound)
-    energy = jnp.where(jnp.isfinite(relaxed.bound), energy, jnp.inf)
+    feasible = jnp.isfinite(relaxed.bound)
+    dual = jnp.where(feasible, relaxed.bound, 0.0)
+    energy = dual + jax.lax.stop_gradient(energy - dual)  # its derivative: strong duality
+    energy = jnp.where(feasible, energy, jnp.inf)
     return finish(uplinks, relaxed.offload, relaxed.time, energy, relaxed.bound)
 
 
@@ -82,9 +83,9 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
 
     The devices stand in a line: the forced ones, then those chosen to offload, then the
     others, each group by the energy that offloading saves at the price mu* of the slot,
-    e - c(mu*). The best head of the line is the answer, each allocated exactly. The line
-    that holds the forced devices alone is one of them, so leaving all others local is
-    never better.
+    e - c(mu*). The best head of the line is taken, each allocated exactly, and then the best
+    change of one device, if it saves more. The forced devices alone are one of the heads,
+    so leaving all others local is never better.
 
     Args:
         system: the physics.
@@ -96,14 +97,24 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
     """
     uplinks, forced = link(system, h), sy.forced(system)
     relaxed = relax(uplinks, forced.astype(h.dtype))
-    saved = jnp.where(uplinks.usable, uplinks.local - priced_cost(uplinks, relaxed.log_mu), -jnp.inf)
+    saved = jnp.where(
+        uplinks.usable, uplinks.local - priced_cost(uplinks, relaxed.log_mu), -jnp.inf
+    )
     group = jnp.where(forced, 0, jnp.where(offload > 0.5, 1, 2))
     place = jnp.argsort(jnp.lexsort((-saved, group)))  # [K] position in the line
     heads = place[None] < jnp.arange(h.shape[-1] + 1)[:, None]  # [K + 1, K]
-    heads = ((heads | forced) & (uplinks.usable | forced)).astype(h.dtype)
-    energies, times = jax.vmap(partial(set_energy, uplinks))(heads)
+    free = (uplinks.usable & ~forced)[None]
+    best, _, _ = _cheapest(uplinks, jnp.where(free, heads, forced[None]).astype(h.dtype))
+    changes = jnp.abs(best[None] - jnp.eye(h.shape[-1] + 1, h.shape[-1]))  # the last: no change
+    best, time, energy = _cheapest(uplinks, jnp.where(free, changes, best[None]))
+    return finish(uplinks, best, time, energy, relaxed.bound)
+
+
+def _cheapest(uplinks: Link, sets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Pick the decision ``[K]`` of least energy out of ``[M, K]``, with its times and energy."""
+    energies, times = jax.vmap(partial(set_energy, uplinks))(sets)
     best = jnp.argmin(energies)
-    return finish(uplinks, heads[best], times[best], energies[best], relaxed.bound)
+    return sets[best], times[best], energies[best]
 
 
 def _full_power(uplinks: Link, offload: jax.Array, bound: jax.Array) -> Solution:

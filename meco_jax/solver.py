@@ -7,7 +7,6 @@ the one-channel functions over batches.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
 
 import jax
@@ -19,7 +18,6 @@ from meco_jax import system as sy
 from meco_jax.allocation import Solution
 from meco_jax.network import Policy
 from meco_jax.system import ArrayLike, System
-
 
 METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
     "mcos": schemes.mcos,
@@ -101,11 +99,9 @@ def _checked(function: Callable[..., Solution]) -> Callable[..., Solution]:
     return checked
 
 
-def _for_each(
-    function: Callable[..., Solution], system: System, *arrays: jax.Array
-) -> Solution:
+def _for_each(function: Callable[..., Solution], system: System, *arrays: jax.Array) -> Solution:
     """Map a function of one channel over leading axes of ``arrays`` ``[..., K]`` and ``system``."""
-    core = {field.name: int(field.name in sy.PER_DEVICE) for field in fields(system)}
+    core = {name: int(name in sy.PER_DEVICE) for name in (*sy.SYSTEM_RANGES, "active")}
     leaves = {name: jnp.asarray(getattr(system, name)) for name in core}
     batches = [leaf.shape[: leaf.ndim - core[name]] for name, leaf in leaves.items()]
     batch = jnp.broadcast_shapes(*batches, *(array.shape[:-1] for array in arrays))

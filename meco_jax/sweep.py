@@ -176,43 +176,36 @@ def summarise(outcomes: dict[str, Outcome], systems: System, seed: int) -> list[
         gap_to_bound_mean (mean of energy / bound - 1) and infeasible_fraction, the share of
         all channels that is left out.
     """
-    num_devices = np.sum(np.asarray(systems.active), axis=-1)
-    some = next(iter(outcomes.values()))
-    bound = np.asarray(some.lower_bound)
-    common = np.isfinite(bound)
+    bound = np.asarray(next(iter(outcomes.values())).lower_bound, np.float64)
     rows = []
-    for lane in range(len(num_devices)):
-        keep, slot = common[lane], float(systems.slot[lane])
-
-        def row(scheme: str, energy: np.ndarray, **fractions: np.ndarray) -> dict[str, Any]:
-            return {
-                "num_devices": int(num_devices[lane]),
-                "slot": round(slot, 6),
-                "seed": seed,
-                "scheme": scheme,
-                "energy_mean_j": _mean(energy),
-                "energy_ci95_j": 1.96 * float(np.std(energy)) / max(len(energy), 1) ** 0.5,
-                **{name: _mean(value) for name, value in fractions.items()},
-                "gap_to_bound_mean": _mean(energy / bound[lane, keep] - 1),
-                "infeasible_fraction": 1 - _mean(keep),
-            }
-
+    for lane, (active, slot) in enumerate(zip(np.asarray(systems.active), systems.slot)):
+        keep = np.isfinite(bound[lane])
+        base = {"num_devices": int(np.sum(active)), "slot": round(float(slot), 6), "seed": seed}
         for scheme, outcome in outcomes.items():
-            picked = Outcome(*(np.asarray(leaf[lane], np.float64)[keep] for leaf in outcome))
-            on_time = picked.sending_time <= slot * (1 + FIT_TOLERANCE)
-            rows.append(
-                row(
-                    scheme,
-                    picked.energy,
-                    feasible_fraction=picked.feasible,
-                    deadline_met_fraction=on_time,
-                    offload_fraction=picked.offloaded,
-                )
+            energy, _, feasible, sending_time, offloaded = (
+                np.asarray(leaf[lane], np.float64)[keep] for leaf in outcome
             )
-        nan = np.full(1, np.nan)
-        blank = dict.fromkeys(("feasible_fraction", "deadline_met_fraction", "offload_fraction"), nan)
-        rows.append(row("lower_bound", bound[lane, keep].astype(np.float64), **blank))
+            on_time = sending_time <= float(slot) * (1 + FIT_TOLERANCE)
+            fractions = [_mean(x) for x in (feasible, on_time, offloaded)]
+            rows.append(base | _row(scheme, energy, bound[lane], fractions))
+        rows.append(base | _row("lower_bound", bound[lane][keep], bound[lane], [np.nan] * 3))
     return rows
+
+
+def _row(
+    scheme: str, energy: np.ndarray, bound: np.ndarray, fractions: list[float]
+) -> dict[str, Any]:
+    """Make one row: ``energy`` of the feasible channels, ``bound`` of all."""
+    keep = np.isfinite(bound)
+    names = ("feasible_fraction", "deadline_met_fraction", "offload_fraction")
+    return {
+        "scheme": scheme,
+        "energy_mean_j": _mean(energy),
+        "energy_ci95_j": 1.96 * float(np.std(energy)) / max(len(energy), 1) ** 0.5,
+        **dict(zip(names, fractions)),
+        "gap_to_bound_mean": _mean(energy / bound[keep] - 1),
+        "infeasible_fraction": 1 - _mean(keep),
+    }
 
 
 def _mean(values: np.ndarray) -> float:
@@ -226,6 +219,8 @@ def _start_lanes(keys: jax.Array, systems: System, config: TrainConfig, size: in
 
 @partial(jax.jit, static_argnames="size", donate_argnums=0)
 def _advance_lanes(
-    runs: Run, systems: System, config: TrainConfig, size: int
+    runs: Run, first_epoch: jax.Array, systems: System, config: TrainConfig, size: int
 ) -> tuple[Run, Metrics]:
-    return map_lanes(lambda run, system: advance(run, system, config), (runs, systems), size)
+    return map_lanes(
+        lambda *lane: advance(lane[0], first_epoch, lane[1], config), (runs, systems), size
+    )

@@ -40,8 +40,7 @@ PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")
 ArrayLike = Any  # jax.Array, numpy array or Python number
 
 
-@struct.dataclass
-class System:
+class System(struct.PyTreeNode):
     """Hold the physics of P1, (6): a pytree whose leaves can be traced, swept and batched.
 
     Any field may carry leading batch axes. All fields after the first three have the
@@ -85,7 +84,7 @@ def table1(num_devices: int = 14, slot: float = 0.5, seed: int | jax.Array = 0) 
     """
     if num_devices < 1:
         raise ValueError(f"num_devices must be at least 1; got {num_devices}")
-    _require("slot", slot, *SYSTEM_RANGES["slot"])
+    require("slot", slot, *SYSTEM_RANGES["slot"])
     keys = _device_keys(jax.random.key(seed), num_devices)
     low = jnp.array([100 * 8000.0, 200.0, 1e9])
     high = jnp.array([300 * 8000.0, 400.0, 2e9])
@@ -178,7 +177,7 @@ def local_energy(system: System) -> jax.Array:
 
 
 def required_ratio(system: System) -> jax.Array:
-    """Part of each task that must be offloaded, m^+ = max(0, 1 - f T / (C B)), (15): ``[K]`` [-]."""
+    """Part of a task that must be offloaded, m^+ = max(0, 1 - f T / (C B)), (15): ``[K]`` [-]."""
     time = local_time(system)
     late = forced(system)
     return jnp.where(late, 1 - system.slot / jnp.where(late, time, 1.0), 0.0)
@@ -189,9 +188,7 @@ def forced(system: System) -> jax.Array:
     return system.active & (local_time(system) > system.slot)
 
 
-def transmit_time(
-    system: System, h: jax.Array, offload: jax.Array, power: jax.Array
-) -> jax.Array:
+def transmit_time(system: System, h: jax.Array, offload: jax.Array, power: jax.Array) -> jax.Array:
     """Realised offloading time t' = a B / r, (4); infinite where a task is sent at rate 0.
 
     Args:
@@ -243,8 +240,10 @@ def check_channels(h: ArrayLike, num_devices: int) -> jax.Array:
     """
     shape = np.shape(h)
     if not shape or shape[-1] != num_devices:
-        raise ValueError(f"h must have one gain for each of {num_devices} devices; got shape {shape}")
-    _require("h", h, *CHANNEL_RANGE)
+        raise ValueError(
+            f"h must have one gain for each of {num_devices} devices; got shape {shape}"
+        )
+    require("h", h, *CHANNEL_RANGE)
     return jnp.asarray(h, jnp.result_type(float))
 
 
@@ -259,8 +258,10 @@ def check_system(system: System) -> System:
         value = getattr(system, name)
         if name in PER_DEVICE and not _is_traced(value, active):
             value = np.where(active, value, low + 1.0)  # padding may hold anything
-        _require(f"system.{name}", value, low, included)
-    floats = {name: jnp.asarray(getattr(system, name), jnp.result_type(float)) for name in SYSTEM_RANGES}
+        require(f"system.{name}", value, low, included)
+    floats = {
+        name: jnp.asarray(getattr(system, name), jnp.result_type(float)) for name in SYSTEM_RANGES
+    }
     return system.replace(**floats, active=jnp.asarray(active, bool))
 
 
@@ -293,7 +294,7 @@ def _in_range(xp: Any, value: ArrayLike, low: float, included: bool) -> Any:
     return xp.isfinite(value) & ((value >= low) if included else (value > low))
 
 
-def _require(name: str, value: ArrayLike, low: float, included: bool) -> None:
+def require(name: str, value: ArrayLike, low: float, included: bool) -> None:
     """Raise a ValueError that names the argument, the rule and the first offending value."""
     if _is_traced(value):
         return

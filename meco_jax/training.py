@@ -18,7 +18,8 @@ from flax import struct
 
 from meco_jax import network as nw
 from meco_jax import system as sy
-from meco_jax.network import Network, Policy, Role
+from meco_jax.allocation import fits, link
+from meco_jax.network import Decision, Network, Policy, Role
 from meco_jax.system import System
 
 Metrics = dict[str, jax.Array]
@@ -26,12 +27,12 @@ History = dict[str, np.ndarray]
 Report = Callable[[int, dict[str, np.ndarray]], None]
 
 
-@struct.dataclass
-class TrainConfig:
+class TrainConfig(struct.PyTreeNode):
     """Settings of Algorithm 1. Numbers that fix no shape are traced and can be swept."""
 
     learning_rate: float = 1e-3  # Adam's, at the start [-]
     final_learning_rate: float = 0.02  # of the start, reached by a cosine [-]
+    frozen_after: float = 0.4  # part of the training after which batch statistics rest [-]
     multiplier: float = 5.0  # lambda_A and lambda_B at the start [local powers]
     multiplier_step: float = 1.0  # alpha of (21), their rise a slot of violation [local powers]
     slope: Literal["teacher", "zero", "straight_through"] = struct.field(
@@ -73,7 +74,6 @@ class Run(NamedTuple):
     """A training under way."""
 
     state: TrainState
-    epoch: jax.Array  # [] epochs done
     channels: jax.Array  # [num_channels, K] training data [-]
     order_key: jax.Array  # shuffles each epoch by fold_in(order_key, epoch)
 
@@ -84,10 +84,7 @@ def hinge(excess: jax.Array) -> jax.Array:
 
 
 def penalised_loss(
-    system: System,
-    h: jax.Array,
-    decision: tuple[jax.Array, jax.Array, jax.Array],
-    multiplier: jax.Array,
+    system: System, h: jax.Array, decision: Decision, multiplier: jax.Array
 ) -> tuple[jax.Array, Metrics]:
     """Compute (20) and (25), E{ sum beta [p t + eps (1 - a) B C f^2] + lambda sum H(t' - t) }.
 
@@ -96,19 +93,23 @@ def penalised_loss(
     Args:
         system: the physics.
         h: amplitude gains ``[N, K]`` [-].
-        decision: a [-], p [W] and t [s], ``[N, K]`` each.
+        decision: the network's, ``[N, K]`` leaves.
         multiplier: lambda ``[]`` [J/s].
 
     Returns:
         The loss ``[]`` [J] and metrics: "energy" [J], "violation" E sum H, (22) [s],
         "on_time", the share of channels with sum t' <= T [-].
     """
-    offload, power, time = decision
-    used = jax.vmap(partial(sy.transmit_time, system))(h, offload, power)
-    paid = system.weight * power * time + (1 - offload) * sy.local_energy(system)
-    energy = jnp.mean(jnp.sum(jnp.where(system.active, paid, 0.0), axis=-1))
-    violation = jnp.mean(jnp.sum(jnp.where(system.active, hinge(used - time), 0.0), axis=-1))
-    on_time = jnp.mean(jnp.sum(used, axis=-1) <= system.slot)
+
+    def one(h: jax.Array, decision: Decision) -> tuple[jax.Array, jax.Array, jax.Array]:
+        offload, power, time = decision
+        used = sy.transmit_time(system, h, offload, power)
+        paid = system.weight * power * time + (1 - offload) * sy.local_energy(system)
+        energy = jnp.sum(jnp.where(system.active, paid, 0.0))
+        violation = jnp.sum(jnp.where(system.active, hinge(used - time), 0.0))
+        return energy, violation, jnp.sum(used) <= system.slot
+
+    energy, violation, on_time = (jnp.mean(x) for x in jax.vmap(one)(h, decision))
     metrics = {"energy": energy, "violation": violation, "on_time": on_time}
     return energy + multiplier * violation, metrics
 
@@ -143,7 +144,7 @@ def train(
 
 
 def train_loop(
-    advance: Callable[[Run, System, TrainConfig], tuple[Run, Metrics]],
+    advance: Callable[[Run, int, System, TrainConfig], tuple[Run, Metrics]],
     run: Run,
     system: System,
     config: TrainConfig,
@@ -151,9 +152,9 @@ def train_loop(
 ) -> tuple[Run, History]:
     """Drive a jitted chunk from the host until ``config.epochs`` are done."""
     history: list[dict[str, np.ndarray]] = []
-    for epoch in range(config.chunk_epochs, config.epochs + 1, config.chunk_epochs):
-        run, metrics = advance(run, system, config)
-        step = epoch * config.steps_per_epoch
+    for epoch in range(0, config.epochs, config.chunk_epochs):
+        run, metrics = advance(run, epoch, system, config)
+        step = (epoch + config.chunk_epochs) * config.steps_per_epoch
         history.append({"step": np.asarray(step), **jax.device_get(metrics)})
         if report is not None:
             report(step, history[-1])
@@ -172,15 +173,29 @@ def make_policy(state: TrainState, system: System, config: TrainConfig) -> Polic
 
 
 def start(key: jax.Array, system: System, config: TrainConfig) -> Run:
-    """Draw the channels and initialise the networks: lines 1-2 of Algorithm 1."""
+    """Draw the channels and initialise the networks: lines 1-2 of Algorithm 1.
+
+    Infeasible channels make way for copies of feasible ones: their violation cannot be
+    learned away, and would raise the multipliers, which only grow, without end.
+    """
     channel_key, network_key, order_key = jax.random.split(key, 3)
     channels = sy.sample_channels(channel_key, system, config.num_channels)
+    must = sy.required_ratio(system)
+    must = must if config.scheme == "pcos" else jnp.ceil(must)
+    feasible = jax.vmap(lambda h: fits(link(system, h), must))(channels)
+    number = jnp.maximum(jnp.sum(feasible), 1)
+    channels = channels[jnp.argsort(~feasible)[jnp.arange(config.num_channels) % number]]
     state = init_state(network_key, system, config)
-    return Run(state, jnp.zeros((), jnp.int32), channels, order_key)
+    return Run(state, channels, order_key)
 
 
-def advance(run: Run, system: System, config: TrainConfig) -> tuple[Run, Metrics]:
+def advance(
+    run: Run, first_epoch: jax.Array | int, system: System, config: TrainConfig
+) -> tuple[Run, Metrics]:
     """Train for ``config.chunk_epochs`` epochs: the chunk to jit.
+
+    Batch statistics of 1000 channels are so noisy that a network which must keep deadlines
+    keeps a distance from them; the later epochs train with the statistics that inference uses.
 
     Returns:
         The run and the metrics' means over the last epoch.
@@ -191,14 +206,14 @@ def advance(run: Run, system: System, config: TrainConfig) -> tuple[Run, Metrics
         order = jax.random.permutation(order_key, config.num_channels)
         shape = (config.steps_per_epoch, config.batch_size)
         batches = run.channels[order[: shape[0] * shape[1]].reshape(shape)]
-        step = partial(alternating_step, system=system, config=config)
+        frozen = number >= config.frozen_after * config.epochs
+        step = partial(alternating_step, system=system, config=config, frozen=frozen)
         state, metrics = jax.lax.scan(step, state, batches)
         return state, jax.tree.map(jnp.mean, metrics)
 
-    numbers = run.epoch + jnp.arange(config.chunk_epochs)
+    numbers = first_epoch + jnp.arange(config.chunk_epochs)
     state, metrics = jax.lax.scan(epoch, run.state, numbers)
-    run = run._replace(state=state, epoch=run.epoch + config.chunk_epochs)
-    return run, jax.tree.map(lambda x: x[-1], metrics)
+    return run._replace(state=state), jax.tree.map(lambda x: x[-1], metrics)
 
 
 _start = jax.jit(start)
@@ -219,6 +234,10 @@ def check_config(config: TrainConfig) -> TrainConfig:
     for name in ("num_channels", "batch_size", "epochs", "chunk_epochs"):
         if getattr(config, name) < 1:
             raise ValueError(f"config.{name} must be at least 1; got {getattr(config, name)}")
+    if not config.hidden or min(config.hidden) < 1:
+        raise ValueError(f"config.hidden must be widths of at least 1; got {config.hidden}")
+    for name in ("learning_rate", "final_learning_rate", "multiplier", "multiplier_step"):
+        sy.require(f"config.{name}", getattr(config, name), 0.0, included=True)
     if config.batch_size > config.num_channels:
         raise ValueError(
             f"config.batch_size must be at most num_channels, {config.num_channels}; "
@@ -257,11 +276,23 @@ def init_state(key: jax.Array, system: System, config: TrainConfig) -> TrainStat
 
 
 def teacher_step(
-    state: TrainState, batch: jax.Array, *, system: System, config: TrainConfig
+    state: TrainState,
+    batch: jax.Array,
+    *,
+    system: System,
+    config: TrainConfig,
+    frozen: jax.Array | bool = False,
 ) -> tuple[TrainState, Metrics]:
     """Update the teacher by Adam on (25): line 4 of Algorithm 1."""
     updated, optimizer_state, batch_stats, metrics = _descend(
-        state, state.teacher_optimizer, state.teacher_multiplier, batch, "teacher", system, config
+        state,
+        state.teacher_optimizer,
+        state.teacher_multiplier,
+        batch,
+        "teacher",
+        system,
+        config,
+        frozen,
     )
     state = state._replace(
         params=updated,
@@ -273,11 +304,23 @@ def teacher_step(
 
 
 def student_step(
-    state: TrainState, batch: jax.Array, *, system: System, config: TrainConfig
+    state: TrainState,
+    batch: jax.Array,
+    *,
+    system: System,
+    config: TrainConfig,
+    frozen: jax.Array | bool = False,
 ) -> tuple[TrainState, Metrics]:
     """Update the student by Adam on (20): line 5 of Algorithm 1."""
     updated, optimizer_state, batch_stats, metrics = _descend(
-        state, state.student_optimizer, state.student_multiplier, batch, "student", system, config
+        state,
+        state.student_optimizer,
+        state.student_multiplier,
+        batch,
+        "student",
+        system,
+        config,
+        frozen,
     )
     state = state._replace(
         params=updated,
@@ -300,7 +343,12 @@ def multiplier_step(
 
 
 def alternating_step(
-    state: TrainState, batch: jax.Array, *, system: System, config: TrainConfig
+    state: TrainState,
+    batch: jax.Array,
+    *,
+    system: System,
+    config: TrainConfig,
+    frozen: jax.Array | bool = False,
 ) -> tuple[TrainState, Metrics]:
     """Do one iteration of Algorithm 1: teacher, student, multipliers.
 
@@ -312,16 +360,17 @@ def alternating_step(
         batch: amplitude gains ``[N, K]`` [-].
         system: the physics.
         config: the settings.
+        frozen: normalise by the running batch statistics, and leave them.
 
     Returns:
         The next state and a flat dictionary of scalar metrics.
     """
-    state, metrics = teacher_step(state, batch, system=system, config=config)
+    state, metrics = teacher_step(state, batch, system=system, config=config, frozen=frozen)
     if config.scheme == "bcos":
-        state, student_metrics = student_step(state, batch, system=system, config=config)
-        metrics |= student_metrics
-    state, multiplier_metrics = multiplier_step(state, system=system, config=config)
-    return state, metrics | multiplier_metrics
+        state, more = student_step(state, batch, system=system, config=config, frozen=frozen)
+        metrics |= more
+    state, more = multiplier_step(state, system=system, config=config)
+    return state, metrics | more
 
 
 def _descend(
@@ -332,21 +381,25 @@ def _descend(
     role: Role,
     system: System,
     config: TrainConfig,
+    frozen: jax.Array | bool,
 ) -> tuple[dict[str, Any], optax.OptState, dict[str, Any], Metrics]:
     """One Adam step on the parameters of ``role``, the shared decision branch among them."""
 
-    def loss(own: dict[str, Any]) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
+    def loss(own: dict[str, Any], train: bool) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
         variables = {"params": state.params | own, "batch_stats": state.batch_stats}
         decision, stats = nw.decide(
             config.network(), variables, system, batch, role,
-            slope=config.slope, scaling=config.input_scaling, train=True,
+            slope=config.slope, scaling=config.input_scaling, train=train,
         )  # fmt: skip
         value, metrics = penalised_loss(system, batch, decision, multiplier)
         # In units of a local task the loss is of order one, whatever the system.
         return value / (local_power(system) * system.slot), (stats, metrics | {"loss": value})
 
     own = _own(state.params, role, config)
-    gradient, (stats, metrics) = jax.grad(loss, has_aux=True)(own)
+    descend = jax.grad(loss, has_aux=True)
+    gradient, (stats, metrics) = jax.lax.cond(
+        frozen, partial(descend, train=False), partial(descend, train=True), own
+    )
     updates, optimizer_state = _optimizer(config).update(gradient, optimizer_state, own)
     params = state.params | optax.apply_updates(own, updates)
     return params, optimizer_state, stats, metrics

@@ -28,7 +28,8 @@ def random_case(rng, num_devices, **fixed):
 
 
 def stack(systems):
-    """Stack systems of one K on a leading axis; the physics is Table 1's."""
+    """Stack systems of one K on a leading axis."""
+    systems = [s.replace(active=np.broadcast_to(s.active, np.shape(s.task_bits))) for s in systems]
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *systems)
 
 
@@ -38,7 +39,9 @@ def pad_to(system, h, num_devices):
     full = {name: np.broadcast_to(getattr(system, name), h.shape) for name in
             ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")}  # fmt: skip
     padding = {"task_bits": 5e6, "cycles_per_bit": 0, "cpu_hz": 0, "weight": 0, "active": False}
-    padded = {n: np.concatenate([v, np.full(missing, padding[n], v.dtype)]) for n, v in full.items()}
+    padded = {
+        n: np.concatenate([v, np.full(missing, padding[n], v.dtype)]) for n, v in full.items()
+    }
     return system.replace(**padded), jnp.concatenate([h, jnp.zeros(missing)])
 
 
@@ -50,7 +53,8 @@ def check_solution(system, h, solution, whole=True):
         np.broadcast_to(np.asarray(getattr(system, name), np.float64), k)
         for name in ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")
     )
-    physics = {n: float(getattr(system, n)) for n in ("slot", "bandwidth", "noise_power", "max_power", "chip", "log_base")}  # fmt: skip
+    names = ("slot", "bandwidth", "noise_power", "max_power", "chip", "log_base")
+    physics = {name: float(getattr(system, name)) for name in names}
     real, tight = active > 0, 1 + 1e-6
     gain = np.asarray(h, np.float64) ** 2 / physics["noise_power"]
     rate = physics["bandwidth"] * np.log1p(p * gain) / np.log(physics["log_base"])

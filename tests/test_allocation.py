@@ -62,7 +62,9 @@ def test_two_devices_by_hand():
     np.testing.assert_allclose(solution.power, 3.195079e-4, rtol=1e-5)
     np.testing.assert_allclose(solution.energy, 1.597540e-4, rtol=1e-5)
     # local: eps B C f^2 = 1e-28 * 3e8 * 1e18 = 0.03 J each
-    np.testing.assert_allclose(allocate(system, jnp.full(2, 1e-3), jnp.zeros(2)).energy, 0.06, rtol=1e-6)
+    np.testing.assert_allclose(
+        allocate(system, jnp.full(2, 1e-3), jnp.zeros(2)).energy, 0.06, rtol=1e-6
+    )
 
 
 def test_energies_against_the_reference():
@@ -78,7 +80,7 @@ def test_energies_against_the_reference():
         assert bool(solutions.feasible[i]) == expected_feasible
         if expected_feasible:
             fitting += 1
-            one = jax.tree.map(lambda x: np.asarray(x[i]), (systems, h, solutions))
+            one = jax.tree.map(lambda x, i=i: np.asarray(x[i]), (systems, h, solutions))
             check_solution(*one)
         else:
             assert np.isinf(solutions.energy[i])
@@ -92,7 +94,9 @@ def test_bounds_against_the_reference():
     must = jax.vmap(sy.forced)(systems).astype(jnp.float32)
     bounds = np.asarray(bound_all(systems, h, must))
     for bound, p in zip(bounds, references, strict=True):
-        np.testing.assert_allclose(bound, reference.relaxed_bound(p, p.forced.astype(float)), rtol=1e-5)
+        np.testing.assert_allclose(
+            bound, reference.relaxed_bound(p, p.forced.astype(float)), rtol=1e-5
+        )
 
 
 def test_known_optima(known):
@@ -101,9 +105,13 @@ def test_known_optima(known):
     np.testing.assert_array_equal(solutions.feasible, data["feasible"])
     np.testing.assert_allclose(solutions.energy, data["energy"], rtol=2e-6)
     feasible = data["feasible"]
-    np.testing.assert_allclose(solutions.lower_bound[feasible], data["lower_bound"][feasible], rtol=2e-6)
+    np.testing.assert_allclose(
+        solutions.lower_bound[feasible], data["lower_bound"][feasible], rtol=2e-6
+    )
     assert np.all(np.isinf(solutions.lower_bound[~feasible]))
-    np.testing.assert_allclose(solutions.time, np.where(feasible[:, None], data["time"], 0), atol=2e-6)
+    np.testing.assert_allclose(
+        solutions.time, np.where(feasible[:, None], data["time"], 0), atol=2e-6
+    )
 
 
 def test_bound_is_below_every_decision():
@@ -192,8 +200,8 @@ def test_envelope_gradients_against_differences_of_the_reference():
         gradient = value_and_gradients(system, h, jnp.ones(5))[1]
 
         def shifted(step, p=p, system=system, **names):
-            values = {n: np.float64(getattr(system, n)) for n in
-                      ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "slot", "log_base")}  # fmt: skip
+            names_of = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "slot", "log_base")
+            values = {name: np.float64(getattr(system, name)) for name in names_of}
             values["h"] = np.sqrt(p.gain * 1e-9)
             for name in names:
                 values[name] = values[name] * (1 + step)

@@ -1,0 +1,129 @@
+"""The scripts as a user runs them, with tiny flags, in processes of their own."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from meco_jax import load_policy, sample_channels, solve, table1
+
+ROOT = Path(__file__).parent.parent
+TINY = (
+    "--num_devices=2,3", "--seeds=0,1", "--num_channels=200", "--batch_size=100", "--epochs=4",
+    "--hidden=16,8", "--test_channels=40",
+)  # fmt: skip
+
+
+def run(*flags, **keywords):
+    command = [sys.executable, str(ROOT / "experiments" / "sweep_k.py"), *flags]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, **keywords
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep_k")
+    flagfile = folder / "tiny.flags"
+    flagfile.write_text("\n".join(TINY))
+    result = run(f"--flagfile={flagfile}", f"--output_dir={folder / 'out'}", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder / "out", result
+
+
+def read(folder):
+    with open(folder / "results.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_sweep_k_writes_everything(finished):
+    folder, result = finished
+    rows = read(folder)
+    # fmt: off
+    assert list(rows[0]) == [
+        "num_devices", "slot", "seed", "scheme", "energy_mean_j", "energy_ci95_j",
+        "feasible_fraction", "deadline_met_fraction", "offload_fraction", "gap_to_bound_mean",
+        "infeasible_fraction",
+    ]
+    # fmt: on
+    assert len(rows) == 2 * 2 * 7
+    for file in ("figure4.png", "figure4.pdf", "training.png", "training.pdf"):
+        assert (folder / file).stat().st_size > 5000
+    record = json.loads((folder / "run.json").read_text())
+    assert record["flags"]["epochs"] == 4
+    assert record["flags"]["slot"] == 0.5
+    assert record["finished_seeds"] == [0, 1]
+    assert {"versions", "device", "git_commit", "wall_seconds"} <= set(record)
+    assert "100 %" in result.stdout
+    assert "s left" in result.stdout
+
+
+def test_sweep_k_rows_keep_the_order_of_the_schemes(finished):
+    rows = read(finished[0])
+    energy = {(r["num_devices"], r["seed"], r["scheme"]): float(r["energy_mean_j"]) for r in rows}
+    for k in "23":
+        for seed in "01":
+            pcos, bound, bcos, mcos = (
+                energy[k, seed, s] for s in ("pcos", "lower_bound", "bcos", "mcos")
+            )
+            assert pcos <= bound * (1 + 1e-5) <= bcos * (1 + 2e-5) <= mcos * (1 + 3e-5)
+            assert energy[k, seed, "pcos_learned"] > 0
+
+
+def test_sweep_k_policies_can_be_used(finished):
+    policy = load_policy(finished[0] / "bcos_k3_seed1.npz")
+    h = sample_channels(jax.random.key(0), table1(3, seed=1), 10)
+    assert np.all(solve(h, policy=policy).feasible)
+
+
+def test_help_explains():
+    text = run("--help").stdout
+    assert "seconds" in text or "[s]" in text
+    for flag in ("--output_dir", "--num_devices", "--require_platform", "--epochs", "--slope"):
+        assert flag in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--require_platform=tpu",), "--require_platform=tpu, but JAX runs on cpu"),
+        (("--output_dir=/proc/none",), "--output_dir=/proc/none cannot be written"),
+        (("--flagfile=/no/such.flags",), "/no/such.flags"),
+        (("--num_devices=4,x",), "--num_devices must be different integers of at least 1"),
+        (("--seeds=0,0",), "--seeds must be different integers of at least 0"),
+        (("--epochs=0",), "epochs"),
+        (("--batch_size=500",), "config.batch_size must be at most num_channels, 200; got 500"),
+        (("stray",), "unknown arguments"),
+    ],
+)
+def test_bad_flags_stop_at_once(flags, message, tmp_path):
+    began = time.time()
+    result = run(*TINY, f"--output_dir={tmp_path / 'out'}", *flags)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out" / "results.csv").exists()
+    assert time.time() - began < 60
+
+
+def test_interrupt_keeps_finished_seeds(tmp_path):
+    command = [sys.executable, str(ROOT / "experiments" / "sweep_k.py"), *TINY, "--epochs=2",
+               "--seeds=" + ",".join(map(str, range(200))), f"--output_dir={tmp_path}"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    deadline = time.time() + 240
+    while not (tmp_path / "results.csv").exists() and time.time() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert len(read(tmp_path)) >= 14

@@ -1,0 +1,59 @@
+import matplotlib
+import numpy as np
+
+from meco_jax import figures
+
+
+def energies(seeds):
+    rng = np.random.default_rng(0)
+    names = ("lower_bound", "pcos", "pcos_learned", "bcos", "bcos_raw", "mcos")
+    return {name: (1 + i / 10) * (1 + 0.1 * rng.random((seeds, 3))) for i, name in enumerate(names)}
+
+
+def test_energy_figure_shows_every_scheme():
+    energy = energies(3)
+    figure = figures.energy_figure([4, 8, 12], energy, slot=0.5)
+    left, right = figure.axes
+    lines = {line.get_label(): line for line in left.lines}
+    for scheme, (label, style) in figures.SCHEMES.items():
+        np.testing.assert_array_equal(lines[label].get_xdata(), [4, 8, 12])
+        np.testing.assert_allclose(lines[label].get_ydata(), energy[scheme].mean(axis=0))
+        assert lines[label].get_color() == style["color"]
+    assert "[J]" in left.get_ylabel()
+    assert "[-]" in left.get_xlabel()
+    assert len(left.collections) == len(figures.SCHEMES)  # a confidence band each
+    fixed = next(line for line in right.lines if line.get_label() == "BCOS, made feasible")
+    expected = 100 * np.mean(energy["bcos"] / energy["lower_bound"] - 1, axis=0)
+    np.testing.assert_allclose(fixed.get_ydata(), expected)
+
+
+def test_one_seed_has_no_band():
+    assert not figures.energy_figure([4, 8, 12], energies(1), slot=0.5).axes[0].collections
+
+
+def test_styles_differ_in_grey_print():
+    styles = [(s["marker"], s["linestyle"]) for _, s in figures.SCHEMES.values()]
+    assert len(set(styles)) == len(styles)
+
+
+def test_training_figure(key):
+    steps = np.array([10, 20, 30])
+    metrics = ("energy", "violation", "multiplier")
+    history = {"step": steps} | {f"teacher_{m}": np.ones((3, 2)) for m in metrics}
+    student = history | {f"student_{m}": np.full((3, 2), 2.0) for m in metrics}
+    figure = figures.training_figure({"BCOS": student, "PCOS": history}, [4, 8])
+    assert len(figure.axes) == 6
+    assert all(len(axes.lines) == 2 for axes in figure.axes)
+    assert figure.axes[0].lines[0].get_ydata()[0] == 2.0
+    assert figure.axes[3].lines[0].get_ydata()[0] == 1.0
+
+
+def test_files_are_deterministic(tmp_path):
+    before = dict(matplotlib.rcParams)
+    for name in ("a", "b"):
+        figures.save_figure(figures.energy_figure([4, 8, 12], energies(2), 0.5), tmp_path / name)
+    for ending in ("png", "pdf"):
+        first = (tmp_path / f"a.{ending}").read_bytes()
+        assert first == (tmp_path / f"b.{ending}").read_bytes()
+        assert len(first) > 5000
+    assert dict(matplotlib.rcParams) == before

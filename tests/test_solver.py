@@ -1,0 +1,168 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import check_solution, random_case, stack
+
+import meco_jax
+from meco_jax import TrainConfig, pad_devices, sample_channels, solve, table1, train
+
+METHODS = ("mcos", "mcos_partial", "pcos", "bcos")
+TINY = TrainConfig(num_channels=200, batch_size=100, epochs=2, chunk_epochs=1, hidden=(16, 8))
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return train(table1(5), key=jax.random.key(0), config=TINY)[0]
+
+
+def arguments(method, policy):
+    return {"method": method, "policy": policy if method == "bcos" else None}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_feasible_solution_is_checked(method, policy, key):
+    """Also where slots are short and the load high, so that some channels are infeasible."""
+    seen = set()
+    for slot, base in ((0.5, 2.0), (0.3, 10.0), (1.0, 2.0)):
+        system = table1(5, slot=slot, seed=1).replace(log_base=base)
+        h = sample_channels(jax.random.key(3), system, 60)
+        solution = solve(h, system, **arguments(method, policy))
+        for i in range(60):
+            one = jax.tree.map(lambda x, i=i: np.asarray(x[i]), solution)
+            seen.add(bool(one.feasible))
+            if one.feasible:
+                check_solution(system, h[i], one, whole=method in ("mcos", "bcos"))
+            else:
+                assert np.isinf(one.energy)
+                assert np.isinf(one.lower_bound) or method == "mcos"
+                assert np.all(one.power == 0)
+                assert np.all(one.time == 0)
+    assert True in seen
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_jit_vmap_and_batches_agree(method, policy, key):
+    system = table1(5)
+    h = sample_channels(key, system, 6)
+    keywords = arguments(method, policy)
+    eager = solve(h, system, **keywords)
+    for other in (
+        jax.jit(lambda h: solve(h, system, **keywords))(h),
+        jax.vmap(lambda h: solve(h, system, **keywords))(h),
+        jax.tree.map(
+            lambda x: x.reshape(6, *x.shape[2:]), solve(h.reshape(2, 3, 5), system, **keywords)
+        ),
+        jax.tree.map(lambda *x: jnp.stack(x), *[solve(row, system, **keywords) for row in h]),
+    ):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), other, eager
+        )
+
+
+def test_systems_broadcast_against_channels():
+    rng = np.random.default_rng(1)
+    cases = [random_case(rng, 4) for _ in range(3)]
+    systems, h = stack([c[0] for c in cases]), jnp.stack([c[1] for c in cases])
+    together = solve(h, systems, method="pcos")
+    for i, (system, gains, _) in enumerate(cases):
+        np.testing.assert_allclose(
+            together.energy[i], solve(gains, system, method="pcos").energy, rtol=1e-6
+        )
+    swept = solve(h[0], cases[0][0].replace(slot=jnp.array([0.3, 0.6, 0.9])), method="pcos")
+    assert swept.time.shape == (3, 4)
+    for i, slot in enumerate((0.3, 0.6, 0.9)):
+        alone = solve(h[0], cases[0][0].replace(slot=slot), method="pcos")
+        np.testing.assert_allclose(swept.energy[i], alone.energy, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["mcos", "pcos"])
+def test_padded_equals_unpadded(method, key):
+    system = table1(4)
+    h = sample_channels(key, system, 10)
+    padded = solve(jnp.pad(h, ((0, 0), (0, 3))), pad_devices(system, 7), method=method)
+    plain = solve(h, system, method=method)
+    np.testing.assert_allclose(padded.energy, plain.energy, rtol=1e-6)
+    np.testing.assert_allclose(padded.power[:, :4], plain.power, rtol=1e-4, atol=1e-8)
+
+
+def test_default_system_is_table1(key):
+    h = sample_channels(key, table1(3), 4)
+    np.testing.assert_array_equal(
+        solve(h, method="mcos").energy, solve(h, table1(3), method="mcos").energy
+    )
+
+
+def test_policy_is_never_worse_than_local(policy, key):
+    system = table1(5)
+    h = sample_channels(key, system, 200)
+    learned, local = solve(h, policy=policy), solve(h, system, method="mcos")
+    assert np.all(learned.energy <= local.energy * (1 + 2e-6))
+    assert np.all(learned.feasible == local.feasible)
+
+
+def test_gradient_of_the_energy(policy, key):
+    h = sample_channels(key, table1(5), 3)
+    for method in METHODS:
+        keywords = arguments(method, policy)
+        gradient = jax.grad(lambda h, k=keywords: jnp.sum(solve(h, table1(5), **k).energy))(h)
+        assert np.isfinite(gradient).all()
+        assert np.all(gradient <= 1e-6)  # a better channel never costs energy
+        assert np.any(gradient < 0) or method.startswith("mcos")
+
+
+def test_one_compile_a_shape(key):
+    system = table1(6)
+    for seed in range(3):
+        solve(sample_channels(jax.random.key(seed), system, 9), system, method="pcos")
+        if seed == 0:
+            compiled = meco_jax.solver._solve._cache_size()
+    solve(sample_channels(key, system, 9), table1(6, slot=0.7, seed=4), method="pcos")
+    assert meco_jax.solver._solve._cache_size() == compiled
+
+
+@pytest.mark.parametrize(
+    ("h", "message"),
+    [
+        (np.full(4, 1e-3), r"h must have one gain for each of 3 devices; got shape \(4,\)"),
+        (1e-3, r"h must have one gain for each of 3 devices; got shape \(\)"),
+        (np.array([1e-3, -1e-3, 1e-3]), "h must be finite and at least 0; got -0.001"),
+        (np.array([1e-3, np.nan, 1e-3]), "h must be finite and at least 0; got nan"),
+        (np.array([1e-3, np.inf, 1e-3]), "h must be finite and at least 0; got inf"),
+    ],
+)
+def test_bad_channels_are_named(h, message):
+    with pytest.raises(ValueError, match=message):
+        solve(h, table1(3), method="mcos")
+
+
+def test_bad_methods_and_policies_are_named(policy):
+    h = np.full(3, 1e-3)
+    with pytest.raises(ValueError, match=r"method must be one of bcos, .*; got 'magic'"):
+        solve(h, table1(3), method="magic")
+    with pytest.raises(
+        ValueError, match=r"policy must be given for method 'bcos'; train one with .*train\("
+    ):
+        solve(h, table1(3))
+    with pytest.raises(
+        ValueError, match=r"policy must be trained for 3 devices.*; got one trained for 5"
+    ):
+        solve(h, table1(3), policy=policy)
+    with pytest.raises(ValueError, match="h must have one gain for each of 5 devices"):
+        solve(h, policy=policy)
+    with pytest.raises(ValueError, match="h must have one gain for each of 5 devices"):
+        policy(h)
+    with pytest.raises(ValueError, match="h must be finite and at least 0; got -1"):
+        policy(np.full(5, -1.0))
+
+
+def test_bad_values_under_jit_give_nan(policy):
+    solve_jit = jax.jit(lambda h, slot: solve(h, table1(5).replace(slot=slot), policy=policy))
+    h = jnp.full((3, 5), 1e-3).at[1, 2].set(jnp.nan).at[2, 0].set(-1e-3)
+    solution = solve_jit(h, 0.5)
+    np.testing.assert_array_equal(solution.feasible, [True, False, False])
+    np.testing.assert_array_equal(np.isnan(solution.energy), [False, True, True])
+    assert not np.isnan(solution.power).any()
+    assert np.isnan(solve_jit(h, -0.5).energy).all()
+    with pytest.raises(ValueError, match="h must have one gain"):
+        jax.jit(lambda h: solve(h, table1(4), method="mcos"))(h)
