@@ -25,13 +25,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 import meco_jax
 from meco_jax import TrainConfig
 from meco_jax.checkpoint import write_atomically
+from meco_jax.training import PCOS
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Define the flags of every training experiment; defaults are the library's."""
-    FLAGS.set_default("verbosity", logging.WARNING)
     default = TrainConfig()
     flags.DEFINE_string("output_dir", None, "folder for csv, json and figures", required=True)
     flags.DEFINE_enum(
@@ -64,8 +64,18 @@ def define_flags() -> None:
         lower_bound=0,
     )  # fmt: skip
     flags.DEFINE_float(
-        "pcos_multiplier_step", 0.3, "alpha, the rise of the learned PCOS's lambda", lower_bound=0
+        "pcos_multiplier_step",
+        PCOS.multiplier_step,
+        "alpha, the rise of the learned PCOS's lambda",
+        lower_bound=0,
     )
+    for scheme, config in (("", default), ("pcos_", PCOS)):
+        flags.DEFINE_float(
+            f"{scheme}frozen_after",
+            config.frozen_after,
+            f"part of {scheme[:-1] or 'bcos'}'s training after which batch statistics rest",
+            lower_bound=0,
+        )
     flags.DEFINE_enum(
         "slope", default.slope, ["teacher", "zero", "straight_through"],
         "slope of the binary layer's backward pass",
@@ -87,8 +97,14 @@ def train_configs() -> dict[str, TrainConfig]:
     shared |= {"hidden": tuple(integers("hidden", low=1))}
     shared |= {"chunk_epochs": max(n for n in range(1, 6) if FLAGS.epochs % n == 0)}
     return {
-        "bcos": TrainConfig(**shared, multiplier_step=FLAGS.multiplier_step),
-        "pcos": TrainConfig(**shared, multiplier_step=FLAGS.pcos_multiplier_step, scheme="pcos"),
+        "bcos": TrainConfig(
+            **shared, multiplier_step=FLAGS.multiplier_step, frozen_after=FLAGS.frozen_after
+        ),
+        "pcos": PCOS.replace(
+            **shared,
+            multiplier_step=FLAGS.pcos_multiplier_step,
+            frozen_after=FLAGS.pcos_frozen_after,
+        ),
     }
 
 
@@ -111,6 +127,8 @@ def stop(message: str, status: int = 2) -> NoReturn:
 
 def prepare() -> Path:
     """Check the platform and make the output folder, before any work."""
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
     platform, wanted = jax.default_backend(), FLAGS.require_platform
     if wanted and platform != wanted:
         stop(f"--require_platform={wanted}, but JAX runs on {platform} ({jax.devices()[0]})")
@@ -145,7 +163,7 @@ def write_run(path: Path, started: float, **extra: Any) -> None:
     device = jax.devices()[0]
     run = {
         "command": Path(sys.argv[0]).name,
-        "flags": {flag.name: flag.value for flag in _own_flags()},
+        "flags": {f.name: f.value for f in FLAGS.get_key_flags_for_module(sys.argv[0])},
         "versions": {name: importlib.metadata.version(name) for name in packages}
         | {"python": sys.version.split()[0]},
         "device": {"platform": device.platform, "kind": device.device_kind,
@@ -156,12 +174,6 @@ def write_run(path: Path, started: float, **extra: Any) -> None:
         **extra,
     }  # fmt: skip
     write_atomically(path, lambda file: file.write((json.dumps(run, indent=2) + "\n").encode()))
-
-
-def _own_flags() -> list[flags.Flag]:
-    """List the flags that the experiment and this module define."""
-    by_module = FLAGS.flags_by_module_dict()
-    return [flag for name in (sys.argv[0], __name__) for flag in by_module.get(name, [])]
 
 
 def _git_commit() -> str | None:

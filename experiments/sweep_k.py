@@ -23,8 +23,10 @@ from meco_jax.training import check_config
 
 FLAGS = flags.FLAGS
 common.define_flags()
+flags.adopt_module_key_flags(common)
 flags.DEFINE_list("num_devices", [str(k) for k in range(4, 21, 2)], "the K to sweep")
 flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
+WORK = {"bcos": 2, "pcos": 1}  # BCOS trains a teacher and a student
 
 
 def main(argv: list[str]) -> None:
@@ -35,13 +37,13 @@ def main(argv: list[str]) -> None:
     devices, seeds = common.integers("num_devices", low=1), common.integers("seeds", low=0)
     configs = common.train_configs()
     try:
-        steps = sum(check_config(config).epochs for config in configs.values())
+        work = sum(WORK[scheme] * check_config(c).epochs for scheme, c in configs.items())
     except ValueError as error:
         common.stop(str(error))
     folder = common.prepare()
     print(f"training {len(devices) * len(seeds)} lanes on {jax.devices()[0]}", flush=True)
     try:
-        with common.Bar(steps * len(seeds)) as bar:
+        with common.Bar(work * len(seeds)) as bar:
             for seed in seeds:
                 systems = sweep.stack_systems([table1(k, FLAGS.slot, seed) for k in devices])
                 policies, histories = train_seed(systems, seed, configs, bar)
@@ -69,7 +71,7 @@ def train_seed(
         def show(step: int, metrics: dict[str, np.ndarray], scheme: str = scheme) -> None:
             energy = np.mean(metrics["student_energy" if scheme == "bcos" else "teacher_energy"])
             text = f"seed {seed} {scheme} step {step}: mean energy {energy:.4f} J"
-            bar.advance(configs[scheme].chunk_epochs, text)
+            bar.advance(WORK[scheme] * configs[scheme].chunk_epochs, text)
 
         policies[scheme], histories[scheme] = sweep.train_lanes(
             systems, keys, config, batch_size=FLAGS.lane_batch, report=show

@@ -62,7 +62,8 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         ValueError: if the file is no policy, or an array is missing, unknown or misshapen.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        content = io.BytesIO(Path(path).read_bytes())
+        with np.load(content, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         settings = json.loads(str(arrays.pop("settings")))
         if settings["format"] != FORMAT:

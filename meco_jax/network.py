@@ -107,7 +107,7 @@ class Branch(nn.Module):
 class Network(nn.Module):
     """The DNN of Figs 2-3: a decision branch for both roles, time and power branches for each."""
 
-    hidden: tuple[int, ...] = (256, 128)
+    hidden: tuple[int, ...] = (128, 64)
     share_resources: bool = False  # teacher and student share their time and power branches
 
     @nn.compact
