@@ -4,9 +4,12 @@ from pathlib import Path
 import meco_jax
 
 PACKAGE = Path(meco_jax.__file__).parent
+# fmt: off
 ORDER = (
-    "system", "allocation", "schemes", "network", "training", "sweep", "checkpoint", "solver", "figures"
-)  # fmt: skip
+    "system", "allocation", "schemes", "network", "training", "sweep", "checkpoint", "solver",
+    "figures",
+)
+# fmt: on
 
 
 def imported(module):
