@@ -8,8 +8,9 @@ a proof. Source: math note 3-4, derived from P1, (6). All is for one channel, ``
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,8 @@ from meco_jax.allocation import (
 from meco_jax.system import System
 
 COARSE_PRICES, COARSE_WIDTH = 33, 4.0  # odd, so that mu* is one of them; [-], [ln W]
-FINE_PRICES, FINE_WIDTH = 17, 0.25
+FINE_PRICES, FINE_WIDTH = 17, 0.3
+SEARCH_NODES = 200_000  # most sets that the exact search holds at once
 
 
 class Stage(NamedTuple):
@@ -71,7 +73,7 @@ def optimal(system: System, h: jax.Array, stage: Stage = STAGES[0]) -> Solution:
     unclear, clear = order[: stage.unclear], order[stage.unclear :]
 
     patterns = _patterns(len(unclear))  # [P, n] which of the unclear devices change sides
-    sets = patterns ^ base[unclear][None]  # [P, n] which of them send
+    sets = jnp.logical_xor(patterns, base[unclear][None])  # [P, n] which of them send
     allowed = ~jnp.any(patterns & jnp.isinf(flips[unclear])[None], axis=1)
     sending = base.at[unclear].set(False)
     least = jnp.where(uplinks.usable, uplinks.min_time, 0.0)
@@ -97,8 +99,8 @@ def optimal(system: System, h: jax.Array, stage: Stage = STAGES[0]) -> Solution:
 
 
 def price_grid(uplinks: Link, log_mu: jax.Array, num: int, width: float) -> Grid:
-    """Price every device at ``num`` prices, ``width`` to either side of ``log_mu`` [ln W]."""
-    prices = log_mu + jnp.linspace(-width, width, num)
+    """Price every device at ``num`` prices to ``width`` on either side, densest at ``log_mu``."""
+    prices = log_mu + width * jnp.linspace(-1, 1, num) ** 3
     cost = jax.vmap(partial(priced_cost, uplinks), out_axes=1)(prices)
     saving = jnp.where(uplinks.usable[:, None], uplinks.local[:, None] - cost, 0.0)
     return Grid(prices, saving, jnp.sum(uplinks.local) - jnp.exp(prices) * uplinks.slot)
@@ -129,6 +131,125 @@ def flip_bounds(grid: Grid, base: jax.Array, forced: jax.Array, usable: jax.Arra
     least = grid.offset - jnp.sum(chosen, axis=0)  # [J] L(mu)
     loss = jnp.maximum(jnp.where(base[:, None], grid.saving, -grid.saving), 0.0)
     return jnp.where(forced | ~usable, jnp.inf, jnp.max(least[None] + loss, axis=1))
+
+
+def search(
+    system: System, h: np.ndarray, energy: float, tolerance: float
+) -> tuple[np.ndarray | None, float]:
+    """Search all decisions of one channel on the host, in float64, device by device.
+
+    A node fixes some devices; its dual values at a grid of prices bound all decisions below
+    it. The unclear devices come first, so that nearly all nodes are cut early.
+
+    Args:
+        system: the physics of the channel, ``[K]`` and ``[]`` leaves.
+        h: amplitude gains ``[K]`` [-].
+        energy: of the best decision known [J].
+        tolerance: nodes that cannot save this part of ``energy`` are cut [-].
+
+    Returns:
+        A better decision ``[K]`` bool, or None if there is none within the tolerance, and a
+        lower bound on the optimum [J]: ``energy`` less the tolerance, unless there were more
+        than ``SEARCH_NODES`` nodes.
+    """
+    p = _host_link(system, h)
+    forced = np.asarray(sy.forced(system))
+    free = np.flatnonzero(p.usable & ~forced)
+
+    def least_dual(grid: Grid) -> np.ndarray:
+        chosen = np.where(forced[:, None], grid.saving, np.maximum(grid.saving, 0))
+        return np.asarray(grid.offset - chosen.sum(axis=0))
+
+    grid = _host_grid(p, _zoom(p, least_dual)[0], COARSE_WIDTH)
+    base = forced | (grid.saving[:, len(grid.log_mu) // 2] > 0)
+    least = least_dual(grid)
+    gain = np.where(base[:, None], grid.saving, -grid.saving)
+    leave, stay = np.maximum(gain, 0), np.maximum(-gain, 0)
+    free = free[np.argsort((least + leave[free]).max(axis=1))]
+
+    cut = energy * (1 - tolerance)
+    duals, sets = least[None], base[None]
+    used = np.where(forced, p.min_time, 0.0).sum() + np.zeros(1)
+    bound = np.inf
+    for k in free:
+        duals = np.concatenate([duals + stay[k], duals + leave[k]])
+        sets = np.concatenate([sets, sets])
+        sets[len(sets) // 2 :, k] ^= True
+        used = np.concatenate([used, used]) + sets[:, k] * p.min_time[k]
+        low = duals.max(axis=1)
+        keep = (low < cut) & (used <= p.slot * (1 + FIT_TOLERANCE))
+        order = np.flatnonzero(keep)[np.argsort(low[keep], kind="stable")]
+        if len(order) > SEARCH_NODES:
+            bound = min(bound, low[order[SEARCH_NODES]])
+            order = order[:SEARCH_NODES]
+        duals, sets, used = duals[order], sets[order], used[order]
+    better = None
+    for low, candidate in zip(duals.max(axis=1), sets):
+        if low >= cut:
+            break
+        value = _zoom(p, partial(_set_dual, candidate))[1]
+        if value < cut:
+            better, energy, cut = candidate, value, value * (1 - tolerance)
+    return better, min(bound, cut)
+
+
+def _host_link(system: System, h: np.ndarray) -> Link:
+    """The float64 NumPy twin of ``allocation.link``, for what can be sent at all."""
+    value: dict[str, Any] = {
+        name: np.asarray(getattr(system, name), np.float64) for name in sy.SYSTEM_RANGES
+    }
+    active = np.asarray(system.active)
+    gain = np.asarray(h, np.float64) ** 2 / value["noise_power"]
+    load = np.where(active, value["task_bits"] * np.log(value["log_base"]) / value["bandwidth"], 0)
+    nats = np.log1p(value["max_power"] * gain)
+    usable = (load > 0) & (nats * value["slot"] > load * (1 - FIT_TOLERANCE))
+    work = value["cycles_per_bit"] * value["task_bits"] * value["cpu_hz"] ** 2
+    terms: dict[str, Any] = {
+        "usable": usable,
+        "load": np.where(usable, load, 1.0),
+        "gain": np.where(usable, gain, 1.0),
+        "weight": np.where(usable, value["weight"], 1.0),
+        "max_power": value["max_power"],
+        "max_nats": np.where(usable, nats, 1.0),
+        "min_time": np.where(usable, load / np.where(usable, nats, 1.0), 0.0),
+        "local": np.where(active, value["weight"] * value["chip"] * work, 0.0),
+        "slot": value["slot"],
+    }
+    return Link(**terms)
+
+
+def _host_grid(p: Link, log_mu: float, width: float) -> Grid:
+    """The float64 NumPy twin of ``price_grid``."""
+    prices = log_mu + width * np.linspace(-1, 1, 2 * COARSE_PRICES - 1) ** 3
+    target = prices[None] - np.log(p.weight / p.gain)[:, None]
+    x = np.log1p(np.exp((target + np.log(2)) / 2))
+    for _ in range(5):  # Newton on x + ln(x - 1 + e^-x), as in allocation.best_nats
+        excess = np.where(x < 1e-3, x * x / 2 - x**3 / 6 + x**4 / 24, x + np.expm1(-x))
+        x = x - (x + np.log(excess) - target) * excess / x
+    x = np.minimum(x, p.max_nats[:, None])
+    power = (p.weight / p.gain)[:, None] * np.expm1(x)
+    saving = p.local[:, None] - p.load[:, None] / x * (power + np.exp(prices))
+    saving = np.where(p.usable[:, None], saving, 0.0)
+    terms: tuple[Any, ...] = (prices, saving, p.local.sum() - np.exp(prices) * p.slot)
+    return Grid(*terms)
+
+
+def _set_dual(chosen: np.ndarray, grid: Grid) -> np.ndarray:
+    """Dual values of a set ``[K]`` at a grid's prices: ``[J]`` [J]."""
+    return np.asarray(grid.offset - grid.saving[chosen].sum(axis=0))
+
+
+def _zoom(p: Link, dual: Callable[[Grid], np.ndarray]) -> tuple[float, float]:
+    """Maximise a concave dual over the price by ever narrower grids: ln mu and the value."""
+    log_mu, width = -5.0, 30.0
+    for _ in range(5):
+        grid = _host_grid(p, log_mu, width)
+        values = dual(grid)
+        best = int(np.argmax(values))
+        log_mu = float(grid.log_mu[best])
+        left, right = grid.log_mu[max(best - 1, 0)], grid.log_mu[min(best + 1, len(values) - 1)]
+        width = float(max(log_mu - left, right - log_mu))
+    return log_mu, float(values[best])
 
 
 def _patterns(num: int) -> np.ndarray:

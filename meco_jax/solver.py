@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meco_jax import schemes
+from meco_jax import optimal, schemes
 from meco_jax import system as sy
-from meco_jax.allocation import Solution
+from meco_jax.allocation import Solution, allocate
 from meco_jax.network import Policy
 from meco_jax.system import ArrayLike, System
 
@@ -23,11 +23,16 @@ METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
     "mcos": schemes.mcos,
     "mcos_partial": schemes.mcos_partial,
     "pcos": schemes.pcos,
+    "optimal": optimal.optimal,
 }
 
 
 def solve(
-    h: ArrayLike, system: System | None = None, method: str = "bcos", policy: Policy | None = None
+    h: ArrayLike,
+    system: System | None = None,
+    method: str = "bcos",
+    policy: Policy | None = None,
+    tolerance: float = 1e-4,
 ) -> Solution:
     """Decide who offloads, at what powers and in which slot times: P1, (6).
 
@@ -39,8 +44,11 @@ def solve(
             By default the policy's, or ``table1(K)``.
         method: "bcos", a policy's decision made feasible, with optimal powers and times;
             "mcos" or "mcos_partial", no more offloading than the deadline asks for;
-            "pcos", the optimum if tasks could be split.
+            "pcos", the optimum if tasks could be split; "optimal", the optimum with a proof:
+            ``lower_bound`` comes within ``tolerance`` of the energy. Under ``jax.jit`` only
+            the first stage runs, and ``lower_bound`` says what it proves.
         policy: the trained policy for "bcos", from ``meco_jax.train``.
+        tolerance: relative gap up to which "optimal" goes on looking [-].
 
     Returns:
         A ``Solution``. A channel whose forced devices do not fit into the slot is infeasible:
@@ -69,7 +77,11 @@ def solve(
             f"policy must be trained for {system.num_devices} devices, like h; "
             f"got one trained for {policy.system.num_devices}"
         )
-    return _solve(h, system, policy if method == "bcos" else None, method)
+    sy.require("tolerance", tolerance, 0.0, included=False)
+    solution = _solve(h, system, policy if method == "bcos" else None, method)
+    if method == "optimal" and not _is_traced(h, system):
+        return _escalate(h, system, solution, tolerance)
+    return solution
 
 
 @partial(jax.jit, static_argnames="method")
@@ -77,9 +89,52 @@ def _solve(h: jax.Array, system: System, policy: Policy | None, method: str) -> 
     """Solve channels of any batch shape, each with its own system where fields are batched."""
     if policy is not None:
         offload, _, _ = policy.outputs(h.reshape(-1, h.shape[-1]))
-        offload = offload.reshape(h.shape)
-        return _for_each(_checked(schemes.repair), system, h, offload)
+        return _for_each(_checked(schemes.repair), system, h, offload.reshape(h.shape))
     return _for_each(_checked(METHODS[method]), system, h)
+
+
+def _escalate(h: jax.Array, system: System, first: Solution, tolerance: float) -> Solution:
+    """Send the channels whose gap is open to larger stages, and the last ones to the host."""
+    batch = first.energy.shape
+    best = jax.tree.map(lambda x: np.array(x).reshape(-1, *x.shape[len(batch) :]), first)
+
+    def still_open() -> np.ndarray:
+        gap = np.where(best.feasible, best.energy, 0) - np.where(best.feasible, best.lower_bound, 0)
+        return np.flatnonzero(gap > tolerance * np.where(best.feasible, best.energy, 0))
+
+    def put(places: np.ndarray, solutions: Solution) -> None:
+        for old, new in zip(jax.tree.leaves(best), jax.tree.leaves(solutions)):
+            old[places] = np.asarray(new)[: len(places)]
+
+    if len(still_open()):
+        systems, gains = _flatten(system, h, batch)
+    for stage in optimal.STAGES[1:]:
+        if len(places := still_open()):
+            padded = np.resize(places, 1 << (len(places) - 1).bit_length())  # few shapes
+            rows = jax.tree.map(lambda x, i=padded: x[i], (systems, gains))
+            put(places, _solve_stage(*rows, stage))
+    for place in still_open():
+        one, gain = jax.tree.map(lambda x, i=place: np.asarray(x[i]), (systems, gains))
+        known = jax.tree.map(lambda x, i=place: x[i], best)
+        decision, bound = optimal.search(one, gain, float(known.energy), tolerance / 2)
+        if decision is not None:
+            known = allocate(one, jnp.asarray(gain), jnp.asarray(decision, gain.dtype))
+        bound = np.clip(bound, known.lower_bound, known.energy)
+        put(
+            np.array([place]),
+            jax.tree.map(lambda x: np.asarray(x)[None], known.replace(lower_bound=bound)),
+        )
+    return jax.tree.map(lambda x: jnp.asarray(x.reshape(batch + x.shape[1:])), best)
+
+
+@partial(jax.jit, static_argnames="stage")
+def _solve_stage(systems: System, h: jax.Array, stage: optimal.Stage) -> Solution:
+    """Solve channels ``[N, K]``, each with its own system, by one stage of the optimum."""
+
+    def one(row: tuple[System, jax.Array]) -> Solution:
+        return optimal.optimal(row[0], row[1], stage)
+
+    return jax.lax.map(one, (systems, h), batch_size=16)
 
 
 def _checked(function: Callable[..., Solution]) -> Callable[..., Solution]:
@@ -101,20 +156,40 @@ def _checked(function: Callable[..., Solution]) -> Callable[..., Solution]:
 
 def _for_each(function: Callable[..., Solution], system: System, *arrays: jax.Array) -> Solution:
     """Map a function of one channel over leading axes of ``arrays`` ``[..., K]`` and ``system``."""
-    core = {name: int(name in sy.PER_DEVICE) for name in (*sy.SYSTEM_RANGES, "active")}
-    leaves = {name: jnp.asarray(getattr(system, name)) for name in core}
-    batches = [leaf.shape[: leaf.ndim - core[name]] for name, leaf in leaves.items()]
-    batch = jnp.broadcast_shapes(*batches, *(array.shape[:-1] for array in arrays))
-
-    def flat(leaf: jax.Array, rank: int) -> jax.Array:
-        tail = leaf.shape[leaf.ndim - rank :]
-        return jnp.broadcast_to(leaf, batch + tail).reshape((-1, *tail))
-
-    axes = {name: 0 if leaf.ndim > core[name] else None for name, leaf in leaves.items()}
-    for name, axis in axes.items():
-        if axis == 0:
-            leaves[name] = flat(leaves[name], core[name])
+    batch = _batch_shape(system, *arrays)
+    leaves, axes = {}, {}
+    for name, rank in _RANKS.items():
+        leaf = jnp.asarray(getattr(system, name))
+        axes[name] = 0 if leaf.ndim > rank else None
+        leaves[name] = _flat(leaf, rank, batch) if leaf.ndim > rank else leaf
     solutions = jax.vmap(function, (System(**axes), *[0] * len(arrays)))(
-        System(**leaves), *(flat(array, 1) for array in arrays)
+        System(**leaves), *(_flat(array, 1, batch) for array in arrays)
     )
     return jax.tree.map(lambda x: x.reshape(batch + x.shape[1:]), solutions)
+
+
+def _flatten(system: System, h: jax.Array, batch: tuple[int, ...]) -> tuple[System, jax.Array]:
+    """Broadcast every field and h to one leading axis: a row a channel."""
+    fields = {name: _flat(getattr(system, name), rank, batch) for name, rank in _RANKS.items()}
+    return System(**fields), _flat(h, 1, batch)
+
+
+_RANKS = {name: int(name in sy.PER_DEVICE) for name in (*sy.SYSTEM_RANGES, "active")}
+
+
+def _batch_shape(system: System, *arrays: jax.Array) -> tuple[int, ...]:
+    batches = [array.shape[:-1] for array in arrays]
+    for name, rank in _RANKS.items():
+        shape = jnp.shape(getattr(system, name))
+        batches.append(shape[: max(len(shape) - rank, 0)])
+    return jnp.broadcast_shapes(*batches)
+
+
+def _flat(leaf: jax.Array, rank: int, batch: tuple[int, ...]) -> jax.Array:
+    """Broadcast a leaf of core rank ``rank`` to ``[N, ...]``."""
+    tail = leaf.shape[max(leaf.ndim - rank, 0) :]
+    return jnp.broadcast_to(leaf, batch + tail).reshape((-1, *tail))
+
+
+def _is_traced(*trees: object) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))

@@ -18,6 +18,7 @@ from meco_jax import schemes
 from meco_jax import system as sy
 from meco_jax.allocation import FIT_TOLERANCE, Solution
 from meco_jax.network import Policy
+from meco_jax.solver import solve
 from meco_jax.system import System
 from meco_jax.training import (
     History,
@@ -103,7 +104,7 @@ class Outcome(NamedTuple):
     """What one scheme does on the test channels of every lane, ``[L, N]`` each."""
 
     energy: jax.Array  # realised weighted energy, infinite where infeasible [J]
-    lower_bound: jax.Array  # of P1, the same for all schemes [J]
+    lower_bound: jax.Array  # the Lagrangian one of P1, the same for all schemes [J]
     feasible: jax.Array  # bool: C1-C5 hold
     sending_time: jax.Array  # sum of the realised offloading times t' [s]
     offloaded: jax.Array  # share of the tasks that is sent [-]
@@ -122,17 +123,21 @@ def evaluate_lanes(
 
     Returns:
         Outcomes of "mcos", "mcos_partial", "pcos" (optimal), "pcos_learned", "bcos_raw" (the
-        network's own output) and "bcos" (its decision made feasible).
+        network's own output), "bcos" (its decision made feasible) and "optimal", certified.
     """
     size = lane_batch_size(len(keys)) if size is None else size
-    return _evaluate_lanes(policies, keys, num_channels, size)
+    h, outcomes = _evaluate_lanes(policies, keys, num_channels, size)
+    systems = policies["bcos"].system
+    optimum = solve(h, jax.tree.map(lambda leaf: leaf[:, None], systems), method="optimal")
+    judge = jax.vmap(jax.vmap(_outcome, (None, 0, 0, 0)))
+    return outcomes | {"optimal": judge(systems, h, optimum, outcomes["bcos"].lower_bound)}
 
 
 @partial(jax.jit, static_argnames=("num_channels", "size"))
 def _evaluate_lanes(
     policies: dict[str, Policy], keys: jax.Array, num_channels: int, size: int
-) -> dict[str, Outcome]:
-    def lane(policies: dict[str, Policy], key: jax.Array) -> dict[str, Outcome]:
+) -> tuple[jax.Array, dict[str, Outcome]]:
+    def lane(policies: dict[str, Policy], key: jax.Array) -> tuple[jax.Array, dict[str, Outcome]]:
         system = policies["bcos"].system
         h = sy.sample_channels(key, system, num_channels)
         raw = policies["bcos"](h)
@@ -144,26 +149,27 @@ def _evaluate_lanes(
             "bcos_raw": raw,
             "bcos": jax.vmap(partial(schemes.repair, system))(h, raw.offload),
         }
-
-        def outcome(solution: Solution) -> Outcome:
-            used = jax.vmap(partial(sy.transmit_time, system))(h, solution.offload, solution.power)
-            return Outcome(
-                energy=solution.energy,
-                lower_bound=raw.lower_bound,
-                feasible=solution.feasible,
-                sending_time=jnp.sum(used, axis=-1),
-                offloaded=jnp.sum(solution.offload, axis=-1) / jnp.sum(system.active),
-            )
-
-        return {name: outcome(solution) for name, solution in solutions.items()}
+        judge = jax.vmap(partial(_outcome, system))
+        return h, {name: judge(h, found, raw.lower_bound) for name, found in solutions.items()}
 
     return map_lanes(lane, (policies, keys), size)
+
+
+def _outcome(system: System, h: jax.Array, solution: Solution, bound: jax.Array) -> Outcome:
+    used = sy.transmit_time(system, h, solution.offload, solution.power)
+    return Outcome(
+        energy=solution.energy,
+        lower_bound=bound,
+        feasible=solution.feasible,
+        sending_time=jnp.sum(used),
+        offloaded=jnp.sum(solution.offload) / jnp.sum(system.active),
+    )
 
 
 def summarise(outcomes: dict[str, Outcome], systems: System, seed: int) -> list[dict[str, Any]]:
     """Average outcomes over the channels that are feasible for all: one row a lane and scheme.
 
-    The rows of "lower_bound" hold the Lagrangian bound itself.
+    The rows of "lower_bound" hold the Lagrangian bound of P1 itself.
 
     Args:
         outcomes: from ``evaluate_lanes``.
@@ -173,42 +179,44 @@ def summarise(outcomes: dict[str, Outcome], systems: System, seed: int) -> list[
     Returns:
         Rows with num_devices, slot, seed, scheme, energy_mean_j, energy_ci95_j (half width over
         channels), feasible_fraction, deadline_met_fraction (sum t' <= T), offload_fraction,
-        gap_to_bound_mean (mean of energy / bound - 1) and infeasible_fraction, the share of
-        all channels that is left out.
+        gap_to_bound_mean and gap_to_optimum_mean (means of energy / bound - 1 and of energy /
+        optimum - 1) and infeasible_fraction, the share of all channels that is left out.
     """
-    bound = np.asarray(next(iter(outcomes.values())).lower_bound, np.float64)
+    bounds = np.asarray(outcomes["optimal"].lower_bound, np.float64)
     rows = []
     for lane, (active, slot) in enumerate(zip(np.asarray(systems.active), systems.slot)):
-        keep = np.isfinite(bound[lane])
+        keep = np.isfinite(bounds[lane])
+        bound = bounds[lane][keep]
+        optimum = np.asarray(outcomes["optimal"].energy[lane], np.float64)[keep]
         base = {"num_devices": int(np.sum(active)), "slot": round(float(slot), 6), "seed": seed}
+        rest = {"infeasible_fraction": 1 - _mean(keep)}
         for scheme, outcome in outcomes.items():
             energy, _, feasible, sending_time, offloaded = (
                 np.asarray(leaf[lane], np.float64)[keep] for leaf in outcome
             )
             on_time = sending_time <= float(slot) * (1 + FIT_TOLERANCE)
-            fractions = [_mean(x) for x in (feasible, on_time, offloaded)]
-            rows.append(base | _row(scheme, energy, bound[lane], fractions))
-        rows.append(base | _row("lower_bound", bound[lane][keep], bound[lane], [np.nan] * 3))
+            means = _means(scheme, energy, (feasible, on_time, offloaded), bound, optimum)
+            rows.append(base | means | rest)
+        rows.append(base | _means("lower_bound", bound, ((), (), ()), bound, optimum) | rest)
     return rows
 
 
-def _row(
-    scheme: str, energy: np.ndarray, bound: np.ndarray, fractions: list[float]
+def _means(
+    scheme: str, energy: np.ndarray, fractions: tuple[Any, ...], bound: Any, optimum: Any
 ) -> dict[str, Any]:
-    """Make one row: ``energy`` of the feasible channels, ``bound`` of all."""
-    keep = np.isfinite(bound)
+    """Average one lane and scheme over its feasible channels ``[N]``."""
     names = ("feasible_fraction", "deadline_met_fraction", "offload_fraction")
     return {
         "scheme": scheme,
         "energy_mean_j": _mean(energy),
         "energy_ci95_j": 1.96 * float(np.std(energy)) / max(len(energy), 1) ** 0.5,
-        **dict(zip(names, fractions)),
-        "gap_to_bound_mean": _mean(energy / bound[keep] - 1),
-        "infeasible_fraction": 1 - _mean(keep),
+        **dict(zip(names, map(_mean, fractions))),
+        "gap_to_bound_mean": _mean(energy / bound - 1),
+        "gap_to_optimum_mean": _mean(energy / optimum - 1),
     }
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: Any) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
