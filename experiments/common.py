@@ -28,6 +28,11 @@ from meco_jax.checkpoint import write_atomically
 from meco_jax.training import PCOS
 
 FLAGS = flags.FLAGS
+OWN = {  # settings that the two trainings have apart
+    "learning_rate": "Adam's at the start",
+    "multiplier_step": "alpha, the rise of lambda by a violation",
+    "frozen_after": "part of the training after which batch statistics rest",
+}
 
 
 def define_flags() -> None:
@@ -50,7 +55,6 @@ def define_flags() -> None:
         "epochs", default.epochs, "passes over the training channels", lower_bound=1
     )
     flags.DEFINE_list("hidden", [str(n) for n in default.hidden], "widths of the hidden layers")
-    flags.DEFINE_float("learning_rate", default.learning_rate, "Adam's at the start", lower_bound=0)
     flags.DEFINE_float(
         "final_learning_rate", default.final_learning_rate, "the end's part of the start's",
         lower_bound=0, upper_bound=1,
@@ -59,23 +63,11 @@ def define_flags() -> None:
         "multiplier", default.multiplier,
         "lambda at the start, in mean local energies a slot", lower_bound=0,
     )  # fmt: skip
-    flags.DEFINE_float(
-        "multiplier_step", default.multiplier_step, "alpha, the rise of BCOS's lambda",
-        lower_bound=0,
-    )  # fmt: skip
-    flags.DEFINE_float(
-        "pcos_multiplier_step",
-        PCOS.multiplier_step,
-        "alpha, the rise of the learned PCOS's lambda",
-        lower_bound=0,
-    )
-    for scheme, config in (("", default), ("pcos_", PCOS)):
-        flags.DEFINE_float(
-            f"{scheme}frozen_after",
-            config.frozen_after,
-            f"part of {scheme[:-1] or 'bcos'}'s training after which batch statistics rest",
-            lower_bound=0,
-        )
+    for prefix, scheme, config in (("", "BCOS", default), ("pcos_", "learned PCOS", PCOS)):
+        for name, meaning in OWN.items():
+            flags.DEFINE_float(
+                f"{prefix}{name}", getattr(config, name), f"{scheme}: {meaning}", lower_bound=0
+            )
     flags.DEFINE_enum(
         "slope", default.slope, ["teacher", "zero", "straight_through"],
         "slope of the binary layer's backward pass",
@@ -91,21 +83,13 @@ def define_flags() -> None:
 
 def train_configs() -> dict[str, TrainConfig]:
     """Read the settings of the "bcos" and "pcos" trainings from the flags."""
-    names = ("num_channels", "batch_size", "epochs", "learning_rate", "final_learning_rate",
-             "multiplier", "slope", "share_resources", "input_scaling")  # fmt: skip
+    names = ("num_channels", "batch_size", "epochs", "final_learning_rate", "multiplier",
+             "slope", "share_resources", "input_scaling")  # fmt: skip
     shared: dict[str, Any] = {name: FLAGS[name].value for name in names}
     shared |= {"hidden": tuple(integers("hidden", low=1))}
     shared |= {"chunk_epochs": max(n for n in range(1, 6) if FLAGS.epochs % n == 0)}
-    return {
-        "bcos": TrainConfig(
-            **shared, multiplier_step=FLAGS.multiplier_step, frozen_after=FLAGS.frozen_after
-        ),
-        "pcos": PCOS.replace(
-            **shared,
-            multiplier_step=FLAGS.pcos_multiplier_step,
-            frozen_after=FLAGS.pcos_frozen_after,
-        ),
-    }
+    bcos, pcos = ({n: FLAGS[f"{prefix}{n}"].value for n in OWN} for prefix in ("", "pcos_"))
+    return {"bcos": TrainConfig(**shared, **bcos), "pcos": PCOS.replace(**shared, **pcos)}
 
 
 def integers(name: str, low: int) -> list[int]:

@@ -62,7 +62,7 @@ class TrainConfig(struct.PyTreeNode):
         return Network(self.hidden, self.share_resources)
 
 
-PCOS = TrainConfig(scheme="pcos", multiplier_step=0.2, frozen_after=0.4)
+PCOS = TrainConfig(scheme="pcos", learning_rate=1e-2, multiplier_step=0.2, frozen_after=0.4)
 
 
 class TrainState(NamedTuple):

@@ -1,0 +1,184 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from cases import BASES, check_solution, pad_to, random_case, stack
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meco_jax import optimal, sample_channels, solve, table1
+from meco_jax import system as sy
+
+optimal_one = jax.jit(optimal.optimal)
+
+
+def certified(solution, tolerance=1e-4):
+    return solution.energy - solution.lower_bound <= tolerance * solution.energy
+
+
+def test_known_optima(known):
+    """All 300, K up to 40: found, certified, and no bound above the true optimum."""
+    systems, h, data = known
+    solution = solve(h, systems, method="optimal")
+    feasible = data["feasible"]
+    np.testing.assert_array_equal(solution.feasible, feasible)
+    assert np.all(np.isinf(solution.energy[~feasible]))
+    energy, bound, true = (np.asarray(x)[feasible] for x in
+                           (solution.energy, solution.lower_bound, data["energy"]))  # fmt: skip
+    assert np.all(energy <= true * (1 + 1e-4))
+    assert np.all(energy >= true * (1 - 2e-6))
+    assert np.all(bound <= true * (1 + 1e-6))
+    assert np.all(energy - bound <= 1.01e-4 * energy)
+
+
+def draw(rng, num):
+    """Instances with the corners: deep fades, all or none forced, tight slots, twins."""
+    for trial in range(num):
+        k = int(rng.integers(1, 9))
+        kind = trial % 7
+        fixed = {"slot": rng.uniform(0.2, 1.6)}
+        if kind == 1:
+            fixed["h"] = np.sqrt(1e-6 * rng.exponential(size=k)) * rng.choice([1, 1e-3, 1e-9], k)
+        if kind == 2:
+            fixed["cpu_hz"] = np.full(k, 1e8)  # all forced
+        if kind == 3:
+            fixed["cpu_hz"] = np.full(k, 1e10)  # none forced
+        if kind == 4:
+            fixed |= {"task_bits": np.full(k, 1.6e6), "cycles_per_bit": np.full(k, 300.0),
+                      "cpu_hz": np.full(k, 1.5e9), "weight": np.ones(k), "h": np.full(k, 1e-3)}  # fmt: skip
+        system, h, p = random_case(rng, k, **fixed)
+        if kind == 5 and np.isfinite(p.min_time.sum()):
+            tight = {"slot": np.float32(p.min_time.sum() * 1.00001)}
+            system = system.replace(**tight)
+            p = refresh(system, h)
+        if kind == 6:
+            system = system.replace(max_power=np.float32(1e-9))  # nothing fits
+            p = refresh(system, h, max_power=1e-9)
+        yield system, h, p
+
+
+def refresh(system, h, **physics):
+    from types import SimpleNamespace
+
+    names = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "slot", "log_base")
+    values = {name: np.float64(getattr(system, name)) for name in names}
+    return reference.instance(
+        h=np.float64(h), **values, physics=SimpleNamespace(**(vars(reference.TABLE1) | physics))
+    )
+
+
+def test_against_brute_force():
+    rng, feasible = np.random.default_rng(21), 0
+    for trial, (system, h, p) in enumerate(draw(rng, 140)):
+        true, _ = reference.brute_force(p)
+        system, h = pad_to(system.replace(active=np.ones(len(h), bool)), h, 8)
+        solution = jax.tree.map(np.asarray, solve(h, system, method="optimal"))
+        assert bool(solution.feasible) == np.isfinite(true), trial
+        if solution.feasible:
+            feasible += 1
+            check_solution(system, h, solution)
+            np.testing.assert_allclose(solution.energy, true, rtol=2e-5)
+            assert solution.lower_bound <= true * (1 + 1e-6)
+            assert certified(solution, 1.01e-4)
+    assert feasible >= 60
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_against_an_independent_solver(base):
+    """Branch and bound over convex programs, by CVXPY and Clarabel: K = 12."""
+    cvxpy_energy = pytest.importorskip("cvxpy_reference").optimum
+    rng = np.random.default_rng(int(base))
+    for slot in (0.3, 0.6):
+        system, h, p = random_case(rng, 12, slot=slot, log_base=base)
+        solution = solve(h, system, method="optimal")
+        expected = cvxpy_energy(p)
+        assert bool(solution.feasible) == np.isfinite(expected)
+        if solution.feasible:
+            np.testing.assert_allclose(solution.energy, expected, rtol=1e-4)
+
+
+def test_certificates_hold_when_uncertified():
+    """The first stage alone, on loads where it leaves gaps: its bound is still below the truth."""
+    system = table1(30, slot=0.4, seed=1).replace(log_base=2.0)
+    h = sample_channels(jax.random.key(2), system, 60)
+    first = jax.jit(lambda h: solve(h, system, method="optimal"))(h)
+    proven = solve(h, system, method="optimal", tolerance=1e-5)
+    feasible = np.asarray(first.feasible)
+    assert not np.all(certified(first)[feasible])
+    assert np.all(certified(proven, 1.1e-5)[feasible])
+    assert np.all(first.lower_bound[feasible] <= proven.energy[feasible] * (1 + 1e-6))
+    assert np.all(first.energy[feasible] >= proven.lower_bound[feasible] * (1 - 1e-6))
+    assert np.all(proven.energy[feasible] <= first.energy[feasible] * (1 + 1e-6))
+    assert np.all(proven.lower_bound[feasible] >= first.lower_bound[feasible] * (1 - 1e-6))
+
+
+def test_larger_systems_are_certified():
+    for num_devices, slot in ((20, 0.3), (40, 1.0), (60, 1.0)):
+        system = table1(num_devices, slot=slot, seed=2).replace(log_base=2.0)
+        h = sample_channels(jax.random.key(3), system, 40)
+        solution = solve(h, system, method="optimal")
+        assert np.all(certified(solution, 1.01e-4)[solution.feasible])
+        for i in np.flatnonzero(solution.feasible)[:5]:
+            one = jax.tree.map(lambda x, i=i: np.asarray(x[i]), solution)
+            check_solution(system, h[i], one)
+
+
+def test_many_devices_stay_small():
+    """K = 1000: one stage, memory linear in K, and the gap small."""
+    system = table1(1000, slot=20.0, seed=1)
+    h = sample_channels(jax.random.key(1), system, 4)
+    solution = jax.jit(lambda h: solve(h, system, method="optimal"))(h)
+    assert np.all(solution.feasible)
+    assert np.all(solution.energy - solution.lower_bound <= 1e-3 * solution.energy)
+
+
+def test_stages_only_improve():
+    rng = np.random.default_rng(23)
+    cases = [random_case(rng, 14, slot=0.35) for _ in range(20)]
+    systems, h = stack([c[0] for c in cases]), jnp.stack([c[1] for c in cases])
+    small, large = (
+        jax.jit(jax.vmap(lambda s, h, stage=stage: optimal.optimal(s, h, stage)))(systems, h)
+        for stage in (optimal.Stage(4, 2), optimal.Stage(10, 16))
+    )
+    feasible = np.asarray(small.feasible)
+    np.testing.assert_array_equal(feasible, large.feasible)
+    assert np.all(large.energy[feasible] <= small.energy[feasible] * (1 + 1e-6))
+    assert np.all(large.lower_bound[feasible] <= small.energy[feasible] * (1 + 1e-6))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_permuting_devices_permutes_the_answer(seed):
+    rng = np.random.default_rng(seed)
+    system, h, _ = random_case(rng, 9)
+    order = rng.permutation(9)
+    fields = {name: getattr(system, name) for name in (*sy.SYSTEM_RANGES, "active")}
+    renamed = sy.System(**{n: v[order] if np.ndim(v) else v for n, v in fields.items()})
+    plain, other = optimal_one(system, h), optimal_one(renamed, h[order])
+    assert bool(plain.feasible) == bool(other.feasible)
+    np.testing.assert_allclose(other.energy, plain.energy, rtol=1e-4)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-3, 1e3]))
+def test_scaling_units_scales_the_answer(seed, scale):
+    system, h, _ = random_case(np.random.default_rng(seed), 9)
+    scaled = system.replace(
+        slot=system.slot * scale, bandwidth=system.bandwidth / scale,
+        cpu_hz=system.cpu_hz / scale, chip=system.chip * scale**3,
+    )  # fmt: skip
+    plain, other = optimal_one(system, h), optimal_one(scaled, h)
+    np.testing.assert_allclose(other.energy, plain.energy * scale, rtol=1e-4)
+
+
+def test_no_nan_and_finite_gradients():
+    for gain in (0.0, 1e-30, 1e-12, 1e6):
+        system, _, _ = random_case(np.random.default_rng(5), 4)
+        h = jnp.array([gain, 1e-3, gain, 2e-3])
+        solution = optimal_one(system, h)
+        assert not any(np.isnan(x).any() for x in jax.tree.leaves(solution))
+        energy = jax.jit(
+            jax.grad(
+                lambda h: jnp.where(jnp.isfinite(e := optimal.optimal(system, h).energy), e, 0.0)
+            )
+        )  # noqa: B023, E501
+        assert np.isfinite(energy(h)).all()
