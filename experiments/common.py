@@ -88,7 +88,8 @@ def train_configs() -> dict[str, TrainConfig]:
     shared: dict[str, Any] = {name: FLAGS[name].value for name in names}
     shared |= {"hidden": tuple(integers("hidden", low=1))}
     shared |= {"chunk_epochs": max(n for n in range(1, 6) if FLAGS.epochs % n == 0)}
-    bcos, pcos = ({n: FLAGS[f"{prefix}{n}"].value for n in OWN} for prefix in ("", "pcos_"))
+    bcos: dict[str, Any] = {name: FLAGS[name].value for name in OWN}
+    pcos: dict[str, Any] = {name: FLAGS[f"pcos_{name}"].value for name in OWN}
     return {"bcos": TrainConfig(**shared, **bcos), "pcos": PCOS.replace(**shared, **pcos)}
 
 

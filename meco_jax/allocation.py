@@ -285,7 +285,7 @@ def finish(
         power=jnp.where(feasible, send_power(link, offload, time), 0.0),
         time=jnp.where(feasible, time, 0.0),
         energy=energy,
-        lower_bound=bound,
+        lower_bound=jnp.minimum(bound, energy),  # they may meet, and both are rounded
         feasible=feasible,
     )
 

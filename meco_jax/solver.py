@@ -118,13 +118,16 @@ def _escalate(h: jax.Array, system: System, first: Solution, tolerance: float) -
         known = jax.tree.map(lambda x, i=place: x[i], best)
         decision, bound = optimal.search(one, gain, float(known.energy), tolerance / 2)
         if decision is not None:
-            known = allocate(one, jnp.asarray(gain), jnp.asarray(decision, gain.dtype))
+            known = _allocate(one, gain, decision)
         bound = np.clip(bound, known.lower_bound, known.energy)
         put(
             np.array([place]),
             jax.tree.map(lambda x: np.asarray(x)[None], known.replace(lower_bound=bound)),
         )
     return jax.tree.map(lambda x: jnp.asarray(x.reshape(batch + x.shape[1:])), best)
+
+
+_allocate = jax.jit(allocate)
 
 
 @partial(jax.jit, static_argnames="stage")

@@ -65,17 +65,21 @@ class TrainConfig(struct.PyTreeNode):
 PCOS = TrainConfig(scheme="pcos", learning_rate=1e-2, multiplier_step=0.2, frozen_after=0.4)
 
 
+class Learner(NamedTuple):
+    """What teacher and student have each of their own besides parameters."""
+
+    optimizer: optax.OptState
+    multiplier: jax.Array  # [] lambda_A or lambda_B [J/s]
+    violation: jax.Array  # [] E sum_k H of the latest step, (22) [s]
+
+
 class TrainState(NamedTuple):
     """What a step carries: a plain pytree, so that lanes stack."""
 
-    params: dict[str, Any]
+    params: dict[str, Any]  # by branch
     batch_stats: dict[str, Any]
-    teacher_optimizer: optax.OptState
-    student_optimizer: optax.OptState
-    teacher_multiplier: jax.Array  # [] lambda_A [J/s]
-    student_multiplier: jax.Array  # [] lambda_B [J/s]
-    teacher_violation: jax.Array  # [] E sum_k H, (22), of the latest step [s]
-    student_violation: jax.Array  # [] [s]
+    teacher: Learner
+    student: Learner
 
 
 class Run(NamedTuple):
@@ -266,18 +270,12 @@ def init_state(key: jax.Array, system: System, config: TrainConfig) -> TrainStat
     """Initialise the networks, optimisers and multipliers from a consumed ``key``."""
     variables = nw.init_variables(config.network(), key, system.num_devices)
     params = variables["params"]
-    optimizer = _optimizer(config)
-    multiplier = config.multiplier * local_power(system)
-    return TrainState(
-        params=params,
-        batch_stats=variables["batch_stats"],
-        teacher_optimizer=optimizer.init(_own(params, "teacher", config)),
-        student_optimizer=optimizer.init(_own(params, "student", config)),
-        teacher_multiplier=multiplier,
-        student_multiplier=multiplier,
-        teacher_violation=jnp.zeros(()),
-        student_violation=jnp.zeros(()),
-    )
+
+    def learner(role: Role) -> Learner:
+        optimizer = _optimizer(config).init(_own(params, role, config))
+        return Learner(optimizer, config.multiplier * local_power(system), jnp.zeros(()))
+
+    return TrainState(params, variables["batch_stats"], learner("teacher"), learner("student"))
 
 
 def teacher_step(
@@ -288,24 +286,8 @@ def teacher_step(
     config: TrainConfig,
     frozen: jax.Array | bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """Update the teacher by Adam on (25): line 4 of Algorithm 1."""
-    updated, optimizer_state, batch_stats, metrics = _descend(
-        state,
-        state.teacher_optimizer,
-        state.teacher_multiplier,
-        batch,
-        "teacher",
-        system,
-        config,
-        frozen,
-    )
-    state = state._replace(
-        params=updated,
-        batch_stats=batch_stats,
-        teacher_optimizer=optimizer_state,
-        teacher_violation=metrics["violation"],
-    )
-    return state, {f"teacher_{name}": value for name, value in metrics.items()}
+    """Update the teacher by Adam on (25): line 4 of Algorithm 1. See ``alternating_step``."""
+    return _descend(state, batch, "teacher", system, config, frozen)
 
 
 def student_step(
@@ -316,24 +298,8 @@ def student_step(
     config: TrainConfig,
     frozen: jax.Array | bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """Update the student by Adam on (20): line 5 of Algorithm 1."""
-    updated, optimizer_state, batch_stats, metrics = _descend(
-        state,
-        state.student_optimizer,
-        state.student_multiplier,
-        batch,
-        "student",
-        system,
-        config,
-        frozen,
-    )
-    state = state._replace(
-        params=updated,
-        batch_stats=batch_stats,
-        student_optimizer=optimizer_state,
-        student_violation=metrics["violation"],
-    )
-    return state, {f"student_{name}": value for name, value in metrics.items()}
+    """Update the student by Adam on (20): line 5 of Algorithm 1. See ``alternating_step``."""
+    return _descend(state, batch, "student", system, config, frozen)
 
 
 def multiplier_step(
@@ -341,10 +307,13 @@ def multiplier_step(
 ) -> tuple[TrainState, Metrics]:
     """Raise the multipliers by dual ascent, lambda + alpha E sum H, (21)-(22): line 6."""
     step = config.multiplier_step * local_power(system) / system.slot
-    teacher = state.teacher_multiplier + step * state.teacher_violation
-    student = state.student_multiplier + step * state.student_violation
-    state = state._replace(teacher_multiplier=teacher, student_multiplier=student)
-    return state, {"teacher_multiplier": teacher, "student_multiplier": student}
+
+    def rise(learner: Learner) -> Learner:
+        return learner._replace(multiplier=learner.multiplier + step * learner.violation)
+
+    state = state._replace(teacher=rise(state.teacher), student=rise(state.student))
+    multipliers = (state.teacher.multiplier, state.student.multiplier)
+    return state, dict(zip(("teacher_multiplier", "student_multiplier"), multipliers))
 
 
 def alternating_step(
@@ -380,15 +349,14 @@ def alternating_step(
 
 def _descend(
     state: TrainState,
-    optimizer_state: optax.OptState,
-    multiplier: jax.Array,
     batch: jax.Array,
     role: Role,
     system: System,
     config: TrainConfig,
     frozen: jax.Array | bool,
-) -> tuple[dict[str, Any], optax.OptState, dict[str, Any], Metrics]:
-    """One Adam step on the parameters of ``role``, the shared decision branch among them."""
+) -> tuple[TrainState, Metrics]:
+    """Do one Adam step on the branches of ``role``, the shared decision branch among them."""
+    learner: Learner = getattr(state, role)
 
     def loss(own: dict[str, Any], train: bool) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
         variables = {"params": state.params | own, "batch_stats": state.batch_stats}
@@ -396,18 +364,20 @@ def _descend(
             config.network(), variables, system, batch, role,
             slope=config.slope, scaling=config.input_scaling, train=train,
         )  # fmt: skip
-        value, metrics = penalised_loss(system, batch, decision, multiplier)
+        value, metrics = penalised_loss(system, batch, decision, learner.multiplier)
         # In units of a local task the loss is of order one, whatever the system.
         return value / (local_power(system) * system.slot), (stats, metrics | {"loss": value})
 
     own = _own(state.params, role, config)
-    descend = jax.grad(loss, has_aux=True)
+    slope = jax.grad(loss, has_aux=True)
     gradient, (stats, metrics) = jax.lax.cond(
-        frozen, partial(descend, train=False), partial(descend, train=True), own
+        frozen, partial(slope, train=False), partial(slope, train=True), own
     )
-    updates, optimizer_state = _optimizer(config).update(gradient, optimizer_state, own)
+    updates, optimizer = _optimizer(config).update(gradient, learner.optimizer, own)
+    learner = learner._replace(optimizer=optimizer, violation=metrics["violation"])
     params = state.params | optax.apply_updates(own, updates)
-    return params, optimizer_state, stats, metrics
+    state = state._replace(params=params, batch_stats=stats, **{role: learner})
+    return state, {f"{role}_{name}": value for name, value in metrics.items()}
 
 
 def _own(params: dict[str, Any], role: Role, config: TrainConfig) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import numpy as np
 
 from meco_jax import TrainConfig, pcos, sample_channels, solve, sweep, table1, train, train_lanes
 
-CONFIG = TrainConfig(num_channels=200, batch_size=50, epochs=4, chunk_epochs=2, hidden=(16, 8))
+CONFIG = TrainConfig(
+    num_channels=200, batch_size=50, epochs=2, chunk_epochs=1, hidden=(16, 8), learning_rate=1e-3
+)
 DEVICES = (2, 5, 3)
 
 
@@ -46,7 +48,8 @@ def test_every_scheme_on_the_same_channels():
         for scheme in ("bcos", "pcos")
     }
     outcomes = sweep.evaluate_lanes(policies, lanes()[1], 40)
-    assert set(outcomes) == {"mcos", "mcos_partial", "pcos", "pcos_learned", "bcos_raw", "bcos"}
+    learned = {"pcos_learned", "bcos_raw", "bcos"}
+    assert set(outcomes) == {"mcos", "mcos_partial", "pcos", "optimal"} | learned
     for lane, num_devices in enumerate(DEVICES):
         system = table1(num_devices)
         h = sample_channels(jax.random.key(lane), system, 40)
@@ -55,13 +58,15 @@ def test_every_scheme_on_the_same_channels():
         np.testing.assert_allclose(outcomes["bcos"].lower_bound[lane], alone.lower_bound, rtol=1e-5)
         best = jax.vmap(lambda h, s=system: pcos(s, h))(h)
         np.testing.assert_allclose(outcomes["pcos"].energy[lane], best.energy, rtol=1e-5)
+        certified = solve(h, system, method="optimal")
+        np.testing.assert_allclose(outcomes["optimal"].energy[lane], certified.energy, rtol=1e-5)
         share = np.mean(alone.offload, axis=1)
         np.testing.assert_allclose(outcomes["bcos"].offloaded[lane], share, rtol=1e-5)
         np.testing.assert_allclose(
             outcomes["bcos"].sending_time[lane], np.sum(alone.time, axis=1), rtol=1e-5
         )
     rows = sweep.summarise(outcomes, systems, seed=9)
-    assert len(rows) == 3 * 7
+    assert len(rows) == 3 * 8
     assert all(row["seed"] == 9 for row in rows)
     bound = next(r for r in rows if r["scheme"] == "lower_bound" and r["num_devices"] == 5)
     np.testing.assert_allclose(
@@ -79,11 +84,14 @@ def test_summary_leaves_infeasible_channels_out():
         feasible=leaf(True, False, False), sending_time=leaf(0.4, 9.0, 0.6),
         offloaded=leaf(0.5, 0.0, 1.0),
     )  # fmt: skip
-    row, bound = sweep.summarise({"bcos": outcome}, sweep.stack_systems([table1(4)]), seed=0)
+    optimum = outcome._replace(energy=leaf(1.5, jnp.inf, 3.0))
+    outcomes = {"bcos": outcome, "optimal": optimum}
+    row, _, bound = sweep.summarise(outcomes, sweep.stack_systems([table1(4)]), seed=0)
     assert row["energy_mean_j"] == 3.0
     assert row["feasible_fraction"] == row["deadline_met_fraction"] == 0.5
     assert row["offload_fraction"] == 0.75
     assert row["gap_to_bound_mean"] == 1.0
+    np.testing.assert_allclose(row["gap_to_optimum_mean"], 1 / 3)
     np.testing.assert_allclose(row["infeasible_fraction"], 1 / 3)
     np.testing.assert_allclose(row["energy_ci95_j"], 1.96 * 1.0 / np.sqrt(2))
     assert bound["energy_mean_j"] == 1.5
