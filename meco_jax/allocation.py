@@ -9,6 +9,7 @@ their logarithm. Source: math note 2-3, derived from P1, (6). All is for one cha
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -47,6 +48,14 @@ class Link(NamedTuple):
     min_time: jax.Array  # t_min = D / (w x_max), infinite out of reach [s]
     local: jax.Array  # e: weighted local energy, 0 for padding [J]
     slot: jax.Array  # T [s], []
+
+
+class Grid(NamedTuple):
+    """Dual terms at J prices: the dual of a set S is ``offset - sum_S saving``, math note 3b."""
+
+    log_mu: jax.Array  # [J] prices [ln W]
+    saving: jax.Array  # [K, J] e - c, what sending saves at a price, 0 where it cannot be [J]
+    offset: jax.Array  # [J] sum e - mu T [J]
 
 
 class Relaxed(NamedTuple):
@@ -252,6 +261,14 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
         log_mu=high,
         bound=jnp.where(feasible, bound, jnp.inf),
     )
+
+
+def price_grid(link: Link, log_mu: jax.Array, num: int, width: float) -> Grid:
+    """Price every device at ``num`` prices to ``width`` on either side, densest at ``log_mu``."""
+    prices = log_mu + width * jnp.linspace(-1, 1, num) ** 3
+    cost = jax.vmap(partial(priced_cost, link), out_axes=1)(prices)
+    saving = jnp.where(link.usable[:, None], link.local[:, None] - cost, 0.0)
+    return Grid(prices, saving, jnp.sum(link.local) - jnp.exp(prices) * link.slot)
 
 
 def allocate(system: System, h: jax.Array, offload: jax.Array) -> Solution:

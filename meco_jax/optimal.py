@@ -19,11 +19,12 @@ import numpy as np
 from meco_jax import system as sy
 from meco_jax.allocation import (
     FIT_TOLERANCE,
+    Grid,
     Link,
     Solution,
     finish,
     link,
-    priced_cost,
+    price_grid,
     relax,
     set_energy,
 )
@@ -42,14 +43,6 @@ class Stage(NamedTuple):
 
 
 STAGES = (Stage(8, 8), Stage(12, 64))  # the second for channels that the first leaves open
-
-
-class Grid(NamedTuple):
-    """Dual terms at J prices: the dual of a set S is ``offset - sum_S saving``, math note 3b."""
-
-    log_mu: jax.Array  # [J] prices [ln W]
-    saving: jax.Array  # [K, J] e - c, what sending saves at a price, 0 where it cannot be [J]
-    offset: jax.Array  # [J] sum e - mu T [J]
 
 
 def optimal(system: System, h: jax.Array, stage: Stage = STAGES[0]) -> Solution:
@@ -96,14 +89,6 @@ def optimal(system: System, h: jax.Array, stage: Stage = STAGES[0]) -> Solution:
     best = jnp.argmin(energies)
     bound = jnp.maximum(jnp.minimum(left_out, energies[best]), relaxed.bound)
     return finish(uplinks, offload[best], times[best], energies[best], bound)
-
-
-def price_grid(uplinks: Link, log_mu: jax.Array, num: int, width: float) -> Grid:
-    """Price every device at ``num`` prices to ``width`` on either side, densest at ``log_mu``."""
-    prices = log_mu + width * jnp.linspace(-1, 1, num) ** 3
-    cost = jax.vmap(partial(priced_cost, uplinks), out_axes=1)(prices)
-    saving = jnp.where(uplinks.usable[:, None], uplinks.local[:, None] - cost, 0.0)
-    return Grid(prices, saving, jnp.sum(uplinks.local) - jnp.exp(prices) * uplinks.slot)
 
 
 def set_bounds(grid: Grid, base: jax.Array, unclear: jax.Array, sets: jax.Array) -> jax.Array:

@@ -12,17 +12,23 @@ import jax.numpy as jnp
 
 from meco_jax import system as sy
 from meco_jax.allocation import (
+    Grid,
     Link,
     Solution,
     energy_spent,
     finish,
     fits,
     link,
+    price_grid,
     priced_cost,
     relax,
     set_energy,
 )
 from meco_jax.system import System
+
+GRID = 33, 4.0  # prices and half width [ln W] of the grid that compares decisions
+EXACT = 3  # decisions worth an exact allocation
+HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def mcos(system: System, h: jax.Array) -> Solution:
@@ -83,9 +89,9 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
 
     The devices stand in a line: the forced ones, then those chosen to offload, then the
     others, each group by the energy that offloading saves at the price mu* of the slot,
-    e - c(mu*). The best head of the line is taken, each allocated exactly, and then the best
-    change of one device, if it saves more. The forced devices alone are one of the heads,
-    so leaving all others local is never better.
+    e - c(mu*). The best head of the line is taken, and then the best change of one device,
+    if it saves more. The forced devices alone are among the heads and allocated exactly, so
+    leaving all others local is never better.
 
     Args:
         system: the physics.
@@ -104,17 +110,29 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
     place = jnp.argsort(jnp.lexsort((-saved, group)))  # [K] position in the line
     heads = place[None] < jnp.arange(h.shape[-1] + 1)[:, None]  # [K + 1, K]
     free = (uplinks.usable & ~forced)[None]
-    best, _, _ = _cheapest(uplinks, jnp.where(free, heads, forced[None]).astype(h.dtype))
-    changes = jnp.abs(best[None] - jnp.eye(h.shape[-1] + 1, h.shape[-1]))  # the last: no change
-    best, time, energy = _cheapest(uplinks, jnp.where(free, changes, best[None]))
-    return finish(uplinks, best, time, energy, relaxed.bound)
+    grid = price_grid(uplinks, relaxed.log_mu, *GRID)
+    best, _, _ = _cheapest(uplinks, grid, jnp.where(free, heads, forced[None]), forced)
+    changes = jnp.logical_xor(best[None], jnp.eye(h.shape[-1], dtype=bool))
+    changes = jnp.where(free, changes, best[None])
+    best, time, energy = _cheapest(uplinks, grid, changes, best)
+    return finish(uplinks, best.astype(h.dtype), time, energy, relaxed.bound)
 
 
-def _cheapest(uplinks: Link, sets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Pick the decision ``[K]`` of least energy out of ``[M, K]``, with its times and energy."""
-    energies, times = jax.vmap(partial(set_energy, uplinks))(sets)
+def _cheapest(
+    uplinks: Link, grid: Grid, sets: jax.Array, known: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Pick the set of least energy out of ``[M, K]`` and ``known`` ``[K]``, with its times.
+
+    The grid's dual values, math note 3b, tell the few that are worth an exact allocation.
+    """
+    saved = jnp.matmul(sets.astype(grid.saving.dtype), grid.saving, precision=HIGHEST)
+    bounds = jnp.max(grid.offset[None] - saved, axis=1)
+    bounds = jnp.where(jax.vmap(partial(fits, uplinks))(sets), bounds, jnp.inf)
+    _, likely = jax.lax.top_k(-bounds, min(EXACT, len(sets)))
+    few = jnp.concatenate([sets[likely], known[None]]).astype(grid.saving.dtype)
+    energies, times = jax.vmap(partial(set_energy, uplinks))(few)
     best = jnp.argmin(energies)
-    return sets[best], times[best], energies[best]
+    return few[best] > 0, times[best], energies[best]
 
 
 def _full_power(uplinks: Link, offload: jax.Array, bound: jax.Array) -> Solution:

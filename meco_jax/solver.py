@@ -6,6 +6,7 @@ the one-channel functions over batches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -19,6 +20,7 @@ from meco_jax.allocation import Solution, allocate
 from meco_jax.network import Policy
 from meco_jax.system import ArrayLike, System
 
+CHUNK_BYTES = 2**29  # working memory of a batch
 METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
     "mcos": schemes.mcos,
     "mcos_partial": schemes.mcos_partial,
@@ -158,16 +160,24 @@ def _checked(function: Callable[..., Solution]) -> Callable[..., Solution]:
 
 
 def _for_each(function: Callable[..., Solution], system: System, *arrays: jax.Array) -> Solution:
-    """Map a function of one channel over leading axes of ``arrays`` ``[..., K]`` and ``system``."""
+    """Map a function of one channel over leading axes of ``arrays`` ``[..., K]`` and ``system``.
+
+    Batches that would not fit into ``CHUNK_BYTES`` go through in chunks.
+    """
     batch = _batch_shape(system, *arrays)
-    leaves, axes = {}, {}
-    for name, rank in _RANKS.items():
-        leaf = jnp.asarray(getattr(system, name))
-        axes[name] = 0 if leaf.ndim > rank else None
-        leaves[name] = _flat(leaf, rank, batch) if leaf.ndim > rank else leaf
-    solutions = jax.vmap(function, (System(**axes), *[0] * len(arrays)))(
-        System(**leaves), *(_flat(array, 1, batch) for array in arrays)
-    )
+    leaves = {name: jnp.asarray(getattr(system, name)) for name in _RANKS}
+    own = {n: _flat(x, _RANKS[n], batch) for n, x in leaves.items() if x.ndim > _RANKS[n]}
+    rows = (own, tuple(_flat(array, 1, batch) for array in arrays))
+
+    def one(row: tuple[dict[str, jax.Array], tuple[jax.Array, ...]]) -> Solution:
+        return function(System(**(leaves | row[0])), *row[1])
+
+    num_devices = arrays[0].shape[-1]
+    chunk = max(1, CHUNK_BYTES // (4 * (2**14 + 300 * num_devices + 3 * num_devices**2)))
+    if math.prod(batch) > chunk:
+        solutions = jax.lax.map(one, rows, batch_size=chunk)
+    else:
+        solutions = jax.vmap(one)(rows)
     return jax.tree.map(lambda x: x.reshape(batch + x.shape[1:]), solutions)
 
 

@@ -7,7 +7,7 @@ from cases import check_solution, random_case, stack
 import meco_jax
 from meco_jax import TrainConfig, pad_devices, sample_channels, solve, table1, train
 
-METHODS = ("mcos", "mcos_partial", "pcos", "bcos")
+METHODS = ("mcos", "mcos_partial", "pcos", "optimal", "bcos")
 TINY = TrainConfig(num_channels=200, batch_size=100, epochs=2, chunk_epochs=1, hidden=(16, 8))
 
 
@@ -32,7 +32,7 @@ def test_every_feasible_solution_is_checked(method, policy, key):
             one = jax.tree.map(lambda x, i=i: np.asarray(x[i]), solution)
             seen.add(bool(one.feasible))
             if one.feasible:
-                check_solution(system, h[i], one, whole=method in ("mcos", "bcos"))
+                check_solution(system, h[i], one, whole=method in ("mcos", "optimal", "bcos"))
             else:
                 assert np.isinf(one.energy)
                 assert np.isinf(one.lower_bound) or method == "mcos"
@@ -109,6 +109,21 @@ def test_gradient_of_the_energy(policy, key):
         assert np.isfinite(gradient).all()
         assert np.all(gradient <= 1e-6)  # a better channel never costs energy
         assert np.any(gradient < 0) or method.startswith("mcos")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_chunks_change_nothing(method, policy, key, monkeypatch):
+    system = table1(5).replace(slot=jnp.linspace(0.3, 0.6, 11))
+    h = sample_channels(key, table1(5), 11)
+    keywords = arguments(method, policy)
+    whole = solve(h, system, **keywords)
+    monkeypatch.setattr(meco_jax.solver, "CHUNK_BYTES", 300_000)  # four channels at once
+    meco_jax.solver._solve.clear_cache()
+    chunked = solve(h, system, **keywords)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), chunked, whole
+    )
+    meco_jax.solver._solve.clear_cache()
 
 
 def test_one_compile_a_shape(key):
