@@ -110,10 +110,16 @@ def stop(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
-def prepare() -> Path:
-    """Check the platform and make the output folder, before any work."""
+def begin(argv: list[str]) -> None:
+    """Refuse stray arguments, and keep libraries from chatting unless --verbosity says so."""
+    if len(argv) > 1:
+        stop(f"unknown arguments {argv[1:]}; all settings are flags, see --help")
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+
+
+def prepare() -> Path:
+    """Check the platform and make the output folder, before any work."""
     platform, wanted = jax.default_backend(), FLAGS.require_platform
     if wanted and platform != wanted:
         stop(f"--require_platform={wanted}, but JAX runs on {platform} ({jax.devices()[0]})")
@@ -134,6 +140,17 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         writer.writerow({name: _cell(value) for name, value in row.items()})
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """Read what ``write_csv`` wrote: numbers but for the column "scheme", NaN where empty."""
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        number = lambda text: float(text or "nan")  # noqa: E731
+        return [{k: v if k == "scheme" else number(v) for k, v in row.items()} for row in rows]
+    except (OSError, ValueError) as error:
+        stop(f"{path} cannot be read: {error}")
 
 
 def _cell(value: Any) -> Any:

@@ -29,7 +29,7 @@ FLAGS.set_default("epochs", 5)
 
 def main(argv: list[str]) -> None:
     """Time both trainings by both mappings, and every method of ``solve``."""
-    del argv
+    common.begin(argv)
     started, folder = time.time(), common.prepare()
     rows = training_rows() + solving_rows()
     common.write_csv(folder / "speed.csv", rows)
@@ -64,7 +64,7 @@ def solving_rows() -> list[dict[str, Any]]:
     policy, _ = train(system, key=jax.random.key(1), config=config)
     h = sample_channels(jax.random.key(2), system, 1024)
     rows = []
-    for method in ("mcos", "pcos", "bcos"):
+    for method in ("mcos", "pcos", "bcos", "optimal"):
         for name, gains in (("batch of 1024", h), ("one channel", h[0])):
 
             def run(method: str = method, gains: jax.Array = gains) -> None:

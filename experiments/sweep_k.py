@@ -26,13 +26,16 @@ common.define_flags()
 flags.adopt_module_key_flags(common)
 flags.DEFINE_list("num_devices", [str(k) for k in range(4, 21, 2)], "the K to sweep")
 flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
+flags.DEFINE_bool("plot_only", False, "train nothing, draw figure4 from --output_dir's results.csv")
 WORK = {"bcos": 2, "pcos": 1}  # BCOS trains a teacher and a student
 
 
 def main(argv: list[str]) -> None:
     """Train lane by lane and seed by seed; every finished seed is in the files at once."""
-    if len(argv) > 1:
-        common.stop(f"unknown arguments {argv[1:]}; all settings are flags, see --help")
+    common.begin(argv)
+    if FLAGS.plot_only:
+        draw(Path(FLAGS.output_dir), common.read_csv(Path(FLAGS.output_dir) / "results.csv"))
+        return
     started, rows = time.time(), []
     devices, seeds = common.integers("num_devices", low=1), common.integers("seeds", low=0)
     configs = common.train_configs()
@@ -97,16 +100,20 @@ def write(
 ) -> None:
     """Write the table, both figures and the policies of one seed."""
     common.write_csv(folder / "results.csv", rows)
-    energy = common.by_scheme(rows, "num_devices", "energy_mean_j")
-    figures.save_figure(
-        figures.energy_figure(sorted(devices), energy, FLAGS.slot), folder / "figure4"
-    )
+    draw(folder, rows)
     titles = {"BCOS": histories["bcos"], "PCOS": histories["pcos"]}
     figures.save_figure(figures.training_figure(titles, devices), folder / "training")
     for scheme, stacked in policies.items():
         for lane, num_devices in enumerate(devices):
             name = f"{scheme}_k{num_devices}_seed{seed}.npz"
             save_policy(folder / name, sweep.take_lane(stacked, lane))
+
+
+def draw(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Draw Figure 4 from the rows of results.csv."""
+    devices = sorted({int(row["num_devices"]) for row in rows})
+    energy = common.by_scheme(rows, "num_devices", "energy_mean_j")
+    figures.save_figure(figures.energy_figure(devices, energy, rows[0]["slot"]), folder / "figure4")
 
 
 def report(rows: list[dict[str, Any]]) -> None:

@@ -51,7 +51,7 @@ def energy_figure(
         slot: T [s], for the title.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 3.4))
+        figure = Figure(figsize=(7.2, 3.8))
         left, right = figure.subplots(1, 2)
         for scheme in [name for name in SCHEMES if name in energy]:
             draw_scheme(left, num_devices, energy[scheme], scheme)
@@ -63,7 +63,7 @@ def energy_figure(
         right.axhline(0, color="black", linewidth=0.8)
         for axes in (left, right):
             axes.set(xlabel="number of devices K [-]", xticks=list(num_devices))
-        left.legend()
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -78,11 +78,11 @@ def training_figure(
     """
     panels = (
         ("energy", "energy of the batch [J]"),
-        ("violation", "violation $E\\sum H$ [s]"),
-        ("multiplier", "multiplier $\\lambda$ [J/s]"),
+        ("violation", "mean violation [s]"),
+        ("multiplier", "multiplier [J/s]"),
     )
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 2.4 * len(histories)))
+        figure = Figure(figsize=(7.2, 2.4 * len(histories) + 0.6))
         grid = figure.subplots(len(histories), len(panels), squeeze=False)
         colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(lanes)))
         for row, (title, history) in zip(grid, histories.items(), strict=True):
@@ -93,7 +93,9 @@ def training_figure(
                     axes.plot(history["step"], values, color=colors[lane], label=f"{num_devices}")
                 axes.set(xlabel="step [-]", ylabel=label, yscale="log")
             row[1].set_title(f"{title} ({role})")
-            row[0].legend(title="K", ncols=3, fontsize=6, title_fontsize=6)
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        names = [f"K = {label}" for label in labels]
+        figure.legend(handles, names, loc="outside lower center", ncols=5)
     return figure
 
 

@@ -78,6 +78,18 @@ def test_sweep_k_rows_keep_the_order_of_the_schemes(finished):
             assert energy[k, seed, "pcos_learned"] > 0
 
 
+def test_sweep_k_draws_again_from_the_table(finished):
+    folder = finished[0]
+    (folder / "figure4.pdf").unlink()
+    result = run(f"--output_dir={folder}", "--plot_only")
+    assert result.returncode == 0, result.stderr
+    assert (folder / "figure4.pdf").stat().st_size > 5000
+    assert not result.stderr
+    missing = run(f"--output_dir={folder / 'none'}", "--plot_only")
+    assert missing.returncode == 2
+    assert "results.csv cannot be read" in missing.stderr
+
+
 def test_sweep_k_policies_can_be_used(finished):
     policy = load_policy(finished[0] / "bcos_k3_seed1.npz")
     h = sample_channels(jax.random.key(0), table1(3, seed=1), 10)
