@@ -25,7 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 import meco_jax
 from meco_jax import TrainConfig
 from meco_jax.checkpoint import write_atomically
-from meco_jax.training import PCOS
+from meco_jax.training import check_config
 
 FLAGS = flags.FLAGS
 OWN = {  # settings that the two trainings have apart
@@ -37,7 +37,8 @@ OWN = {  # settings that the two trainings have apart
 
 def define_flags() -> None:
     """Define the flags of every training experiment; defaults are the library's."""
-    default = TrainConfig()
+    default = check_config(TrainConfig())
+    pcos = check_config(TrainConfig(scheme="pcos"))
     flags.DEFINE_string("output_dir", None, "folder for csv, json and figures", required=True)
     flags.DEFINE_enum(
         "require_platform", None, ["cpu", "gpu", "tpu"],
@@ -63,7 +64,7 @@ def define_flags() -> None:
         "multiplier", default.multiplier,
         "lambda at the start, in mean local energies a slot", lower_bound=0,
     )  # fmt: skip
-    for prefix, scheme, config in (("", "BCOS", default), ("pcos_", "learned PCOS", PCOS)):
+    for prefix, scheme, config in (("", "BCOS", default), ("pcos_", "learned PCOS", pcos)):
         for name, meaning in OWN.items():
             flags.DEFINE_float(
                 f"{prefix}{name}", getattr(config, name), f"{scheme}: {meaning}", lower_bound=0
@@ -90,7 +91,10 @@ def train_configs() -> dict[str, TrainConfig]:
     shared |= {"chunk_epochs": max(n for n in range(1, 6) if FLAGS.epochs % n == 0)}
     bcos: dict[str, Any] = {name: FLAGS[name].value for name in OWN}
     pcos: dict[str, Any] = {name: FLAGS[f"pcos_{name}"].value for name in OWN}
-    return {"bcos": TrainConfig(**shared, **bcos), "pcos": PCOS.replace(**shared, **pcos)}
+    return {
+        "bcos": TrainConfig(**shared, **bcos),
+        "pcos": TrainConfig(**shared, **pcos, scheme="pcos"),
+    }
 
 
 def integers(name: str, low: int) -> list[int]:

@@ -24,22 +24,21 @@ from meco_jax.system import System
 
 Metrics = dict[str, jax.Array]
 History = dict[str, np.ndarray]
+ByScheme = Any  # a float, or None for the scheme's default
 Report = Callable[[int, dict[str, np.ndarray]], None]
 
 
 class TrainConfig(struct.PyTreeNode):
     """Settings of Algorithm 1. Numbers that fix no shape are traced and can be swept.
 
-    The defaults suit BCOS. ``PCOS`` below suits partial offloading, whose smooth problem
-    wants softer multipliers, and inference's batch statistics in the later epochs: the
-    noise of those of 1000 channels makes it keep a costly distance from the deadline.
+    Those that are None take the value of ``DEFAULTS`` for the scheme.
     """
 
-    learning_rate: float = 2e-2  # Adam's, at the start [-]
+    learning_rate: ByScheme = None  # Adam's, at the start [-]
     final_learning_rate: float = 0.02  # of the start, reached by a cosine [-]
-    frozen_after: float = 1.0  # part of the training after which batch statistics rest [-]
+    frozen_after: ByScheme = None  # part of the training after which batch statistics rest [-]
     multiplier: float = 5.0  # lambda_A and lambda_B at the start [local powers]
-    multiplier_step: float = 5.0  # alpha of (21), their rise a slot of violation [local powers]
+    multiplier_step: ByScheme = None  # alpha of (21), rise a slot of violation [local powers]
     slope: Literal["teacher", "zero", "straight_through"] = struct.field(
         pytree_node=False, default="teacher"
     )  # of the binary layer's backward pass: 1 - m^+, 0 or 1
@@ -62,7 +61,13 @@ class TrainConfig(struct.PyTreeNode):
         return Network(self.hidden, self.share_resources)
 
 
-PCOS = TrainConfig(scheme="pcos", learning_rate=1e-2, multiplier_step=0.2, frozen_after=0.4)
+# Partial offloading is smooth: it wants softer multipliers, and the later epochs with the
+# statistics of inference, since the noise of a batch's makes it keep a costly distance from
+# the deadline. To the binary student the same noise is a help.
+DEFAULTS = {
+    "bcos": {"learning_rate": 2e-2, "multiplier_step": 5.0, "frozen_after": 1.0},
+    "pcos": {"learning_rate": 1e-2, "multiplier_step": 0.2, "frozen_after": 0.4},
+}
 
 
 class Learner(NamedTuple):
@@ -230,7 +235,11 @@ _advance = jax.jit(advance, donate_argnums=0)
 
 
 def check_config(config: TrainConfig) -> TrainConfig:
-    """Return the configuration; raise a ValueError if a setting is out of its range."""
+    """Return the configuration with its scheme's defaults filled in.
+
+    Raises:
+        ValueError: if a setting is out of its range.
+    """
     choices = {
         "slope": ("teacher", "zero", "straight_through"),
         "scheme": ("bcos", "pcos"),
@@ -240,12 +249,14 @@ def check_config(config: TrainConfig) -> TrainConfig:
         if getattr(config, name) not in known:
             words = ", ".join(known)
             raise ValueError(f"config.{name} must be one of {words}; got {getattr(config, name)!r}")
+    own = DEFAULTS[config.scheme]
+    config = config.replace(**{n: v for n, v in own.items() if getattr(config, n) is None})
     for name in ("num_channels", "batch_size", "epochs", "chunk_epochs"):
         if getattr(config, name) < 1:
             raise ValueError(f"config.{name} must be at least 1; got {getattr(config, name)}")
     if not config.hidden or min(config.hidden) < 1:
         raise ValueError(f"config.hidden must be widths of at least 1; got {config.hidden}")
-    for name in ("learning_rate", "final_learning_rate", "multiplier", "multiplier_step"):
+    for name in (*own, "final_learning_rate", "multiplier"):
         sy.require(f"config.{name}", getattr(config, name), 0.0, included=True)
     if config.batch_size > config.num_channels:
         raise ValueError(

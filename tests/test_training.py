@@ -10,7 +10,9 @@ from meco_jax import system as sy
 from meco_jax import training as tr
 from meco_jax.network import Decision
 
-TINY = TrainConfig(num_channels=200, batch_size=50, epochs=4, chunk_epochs=2, hidden=(16, 8))
+TINY = tr.check_config(
+    TrainConfig(num_channels=200, batch_size=50, epochs=4, chunk_epochs=2, hidden=(16, 8))
+)
 
 
 def test_hinge():
@@ -163,6 +165,13 @@ def test_one_compile_and_the_same_numbers_twice():
     train(table1(4, slot=0.7, seed=5), key=jax.random.key(4), config=swept)
     assert tr._advance._cache_size() == traced + 1  # numbers are arguments, not shapes
     jax.tree.map(np.testing.assert_array_equal, first, again)
+
+
+def test_schemes_have_their_own_defaults():
+    for scheme, own in tr.DEFAULTS.items():
+        config = tr.check_config(TrainConfig(scheme=scheme))
+        assert {name: getattr(config, name) for name in own} == own
+    assert tr.check_config(TrainConfig(scheme="pcos", learning_rate=0.5)).learning_rate == 0.5
 
 
 @pytest.mark.parametrize(
