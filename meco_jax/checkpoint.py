@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
 
 def save_policy(path: str | os.PathLike[str], policy: Policy) -> None:
     """Save one policy with its system: arrays by name, and JSON for what fixes shapes."""
-    arrays = {name: np.asarray(leaf) for name, leaf in _leaves(policy).items()}
+    arrays: dict[str, Any] = {name: np.asarray(x) for name, x in _leaves(policy).items()}
     settings = {
         "format": FORMAT,
         "hidden": list(policy.network.hidden),
@@ -51,7 +51,7 @@ def save_policy(path: str | os.PathLike[str], policy: Policy) -> None:
     }
     buffer = io.BytesIO()
     arrays["settings"] = np.asarray(json.dumps(settings))
-    np.savez(buffer, allow_pickle=False, **arrays)
+    np.savez(buffer, **arrays)
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
