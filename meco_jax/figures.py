@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -54,10 +54,12 @@ def energy_figure(
         figure = Figure(figsize=(7.2, 3.8))
         left, right = figure.subplots(1, 2)
         for scheme in [name for name in SCHEMES if name in energy]:
-            draw_scheme(left, num_devices, energy[scheme], scheme)
+            # The schemes share their tasks: one band shows how far these move all of them.
+            band: Literal["log"] | None = "log" if scheme in ("mcos", "optimal") else None
+            draw_scheme(left, num_devices, energy[scheme], scheme, band)
             if scheme not in ("mcos", "optimal"):
                 excess = 100 * (energy[scheme] / energy["optimal"] - 1)
-                draw_scheme(right, num_devices, excess, scheme, band=False)
+                draw_scheme(right, num_devices, excess, scheme, "linear")
         left.set(ylabel="weighted sum energy [J]", yscale="log", title=f"T = {slot:g} s")
         right.set(ylabel="energy over the optimum of P1 [%]", title="gap to the optimum")
         right.axhline(0, color="black", linewidth=0.8)
@@ -100,16 +102,22 @@ def training_figure(
 
 
 def draw_scheme(
-    axes: Axes, x: Sequence[float], values: np.ndarray, scheme: str, band: bool = True
+    axes: Axes,
+    x: Sequence[float],
+    values: np.ndarray,
+    scheme: str,
+    band: Literal["linear", "log"] | None,
 ) -> None:
     """Draw the mean of ``values`` ``[S, M]`` over seeds, and its 95 % confidence band."""
     label, style = SCHEMES[scheme]
-    mean, seeds = np.mean(values, axis=0), len(values)
-    axes.plot(x, mean, label=label, **style)
+    axes.plot(x, np.mean(values, axis=0), label=label, **style)
+    seeds = len(values)
     if band and 1 < seeds <= len(STUDENT_T):
+        values = np.log(values) if band == "log" else values
         half = STUDENT_T[seeds - 1] * np.std(values, axis=0, ddof=1) / seeds**0.5
-        axes.fill_between(x, np.maximum(mean - half, 0.05 * mean.min()), mean + half,
-                          color=style["color"], alpha=0.1, linewidth=0)  # fmt: skip
+        ends = [np.mean(values, axis=0) + sign * half for sign in (-1, 1)]
+        low, high = np.exp(ends) if band == "log" else ends
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:

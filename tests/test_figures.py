@@ -21,7 +21,8 @@ def test_energy_figure_shows_every_scheme():
         assert lines[label].get_color() == style["color"]
     assert "[J]" in left.get_ylabel()
     assert "[-]" in left.get_xlabel()
-    assert len(left.collections) == len(figures.SCHEMES)  # a confidence band each
+    assert len(left.collections) == 2  # confidence bands of MCOS and the optimum
+    assert len(right.collections) == len(figures.SCHEMES) - 2
     fixed = next(line for line in right.lines if line.get_label() == "BCOS, made feasible")
     expected = 100 * np.mean(energy["bcos"] / energy["optimal"] - 1, axis=0)
     np.testing.assert_allclose(fixed.get_ydata(), expected)
