@@ -71,6 +71,7 @@ def test_energies_against_the_reference():
     systems, h, sets, references = draw_cases(600, seed=1)
     solutions = allocate_all(systems, h, sets)
     energies = np.asarray(set_energies(systems, h, sets))
+    systems, h, sets, solutions = jax.tree.map(np.asarray, (systems, h, sets, solutions))
     fitting = 0
     for i, p in enumerate(references):
         chosen = np.asarray(sets[i, : len(p.load)], np.float64)
