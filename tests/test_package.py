@@ -38,3 +38,13 @@ def test_public_names():
 
 def test_types_are_shipped():
     assert (PACKAGE / "py.typed").exists()
+
+
+def test_readme_example_runs(capsys):
+    """The example is the promise to newcomers: all but 1 % feasible, within 10 % of the bound."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    code = readme.split("```python")[1].split("```")[0]
+    exec(compile(code, "README.md", "exec"), {})
+    feasible, energy, bound = map(float, capsys.readouterr().out.split())
+    assert feasible > 0.99
+    assert bound <= energy < 1.1 * bound
