@@ -97,25 +97,28 @@ def _solve(h: jax.Array, system: System, policy: Policy | None, method: str) -> 
 
 def _escalate(h: jax.Array, system: System, first: Solution, tolerance: float) -> Solution:
     """Send the channels whose gap is open to larger stages, and the last ones to the host."""
+
+    def still_open(best: Solution) -> np.ndarray:
+        energy, bound = np.asarray(best.energy), np.asarray(best.lower_bound)
+        with np.errstate(invalid="ignore"):  # inf - inf where nothing is feasible
+            return np.flatnonzero(energy - bound > tolerance * energy)
+
+    if not len(still_open(first)):
+        return first
     batch = first.energy.shape
     best = jax.tree.map(lambda x: np.array(x).reshape(-1, *x.shape[len(batch) :]), first)
-
-    def still_open() -> np.ndarray:
-        gap = np.where(best.feasible, best.energy, 0) - np.where(best.feasible, best.lower_bound, 0)
-        return np.flatnonzero(gap > tolerance * np.where(best.feasible, best.energy, 0))
+    systems, gains = _flatten(system, h, batch)
 
     def put(places: np.ndarray, solutions: Solution) -> None:
         for old, new in zip(jax.tree.leaves(best), jax.tree.leaves(solutions)):
             old[places] = np.asarray(new)[: len(places)]
 
-    if len(still_open()):
-        systems, gains = _flatten(system, h, batch)
     for stage in optimal.STAGES[1:]:
-        if len(places := still_open()):
+        if len(places := still_open(best)):
             padded = np.resize(places, 1 << (len(places) - 1).bit_length())  # few shapes
             rows = jax.tree.map(lambda x, i=padded: x[i], (systems, gains))
             put(places, _solve_stage(*rows, stage))
-    for place in still_open():
+    for place in still_open(best):
         one, gain = jax.tree.map(lambda x, i=place: np.asarray(x[i]), (systems, gains))
         known = jax.tree.map(lambda x, i=place: x[i], best)
         decision, bound = optimal.search(one, gain, float(known.energy), tolerance / 2)

@@ -244,7 +244,7 @@ def check_channels(h: ArrayLike, num_devices: int) -> jax.Array:
             f"h must have one gain for each of {num_devices} devices; got shape {shape}"
         )
     require("h", h, *CHANNEL_RANGE)
-    return jnp.asarray(h, jnp.result_type(float))
+    return _as_array(h, jnp.result_type(float))
 
 
 def check_system(system: System) -> System:
@@ -259,10 +259,9 @@ def check_system(system: System) -> System:
         if name in PER_DEVICE and not _is_traced(value, active):
             value = np.where(active, value, low + 1.0)  # padding may hold anything
         require(f"system.{name}", value, low, included)
-    floats = {
-        name: jnp.asarray(getattr(system, name), jnp.result_type(float)) for name in SYSTEM_RANGES
-    }
-    return system.replace(**floats, active=jnp.asarray(active, bool))
+    kind = jnp.result_type(float)
+    floats = {name: _as_array(getattr(system, name), kind) for name in SYSTEM_RANGES}
+    return system.replace(**floats, active=_as_array(active, jnp.dtype(bool)))
 
 
 def is_valid(system: System, h: jax.Array) -> jax.Array:
@@ -303,6 +302,13 @@ def require(name: str, value: ArrayLike, low: float, included: bool) -> None:
     if not np.all(good):
         rule = f"finite and {'at least' if included else 'above'} {low:g}"
         raise ValueError(f"{name} must be {rule}; got {value[~good].flat[0]}")
+
+
+def _as_array(value: ArrayLike, kind: Any) -> jax.Array:
+    """Return an array of dtype ``kind``; NumPy's for host values, since jit takes it quickest."""
+    if isinstance(value, jax.Array):
+        return value if value.dtype == kind else value.astype(kind)
+    return np.asarray(value, kind)  # type: ignore[return-value]
 
 
 def _is_traced(*values: ArrayLike) -> bool:
