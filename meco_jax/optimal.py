@@ -42,10 +42,11 @@ class Stage(NamedTuple):
     exact: int  # patterns allocated exactly
 
 
-STAGES = (Stage(8, 8), Stage(12, 64))  # the second for channels that the first leaves open
+STAGES = (Stage(6, 4), Stage(8, 8), Stage(12, 64))  # each for channels that the last leaves open
+ONLY_STAGE = STAGES[1]  # where no other can follow: under jit
 
 
-def optimal(system: System, h: jax.Array, stage: Stage = STAGES[0]) -> Solution:
+def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution:
     """Find the best decision among the unclear devices' sets, and prove how good it is.
 
     Args:

@@ -7,7 +7,7 @@ the one-channel functions over batches.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -21,6 +21,7 @@ from meco_jax.network import Policy
 from meco_jax.system import ArrayLike, System
 
 CHUNK_BYTES = 2**29  # working memory of a batch
+DEVICE_MULTIPLE = 8  # K is padded to a multiple of it
 METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
     "mcos": schemes.mcos,
     "mcos_partial": schemes.mcos_partial,
@@ -80,19 +81,27 @@ def solve(
             f"got one trained for {policy.system.num_devices}"
         )
     sy.require("tolerance", tolerance, 0.0, included=False)
-    solution = _solve(h, system, policy if method == "bcos" else None, method)
     if method == "optimal" and not _is_traced(h, system):
-        return _escalate(h, system, solution, tolerance)
-    return solution
+        return _escalate(h, system, _solve(h, system, None, method, optimal.STAGES[0]), tolerance)
+    return _solve(h, system, policy if method == "bcos" else None, method)
 
 
-@partial(jax.jit, static_argnames="method")
-def _solve(h: jax.Array, system: System, policy: Policy | None, method: str) -> Solution:
+@partial(jax.jit, static_argnames=("method", "stage"))
+def _solve(
+    h: jax.Array,
+    system: System,
+    policy: Policy | None,
+    method: str,
+    stage: optimal.Stage = optimal.ONLY_STAGE,
+) -> Solution:
     """Solve channels of any batch shape, each with its own system where fields are batched."""
     if policy is not None:
         offload, _, _ = policy.outputs(h.reshape(-1, h.shape[-1]))
         return _for_each(_checked(schemes.repair), system, h, offload.reshape(h.shape))
-    return _for_each(_checked(METHODS[method]), system, h)
+    function = METHODS[method]
+    if function is optimal.optimal:
+        function = partial(optimal.optimal, stage=stage)
+    return _for_each(_checked(function), system, h)
 
 
 def _escalate(h: jax.Array, system: System, first: Solution, tolerance: float) -> Solution:
@@ -107,42 +116,56 @@ def _escalate(h: jax.Array, system: System, first: Solution, tolerance: float) -
         return first
     batch = first.energy.shape
     best = jax.tree.map(lambda x: np.array(x).reshape(-1, *x.shape[len(batch) :]), first)
-    systems, gains = _flatten(system, h, batch)
 
     def put(places: np.ndarray, solutions: Solution) -> None:
         for old, new in zip(jax.tree.leaves(best), jax.tree.leaves(solutions)):
             old[places] = np.asarray(new)[: len(places)]
 
+    rows = _rows(h, system, batch)
     for stage in optimal.STAGES[1:]:
-        if len(places := still_open(best)):
-            padded = np.resize(places, 1 << (len(places) - 1).bit_length())  # few shapes
-            rows = jax.tree.map(lambda x, i=padded: x[i], (systems, gains))
-            put(places, _solve_stage(*rows, stage))
+        for places, padded in _blocks(still_open(best)):
+            put(places, _solve(*rows(padded), None, "optimal", stage))
     for place in still_open(best):
-        one, gain = jax.tree.map(lambda x, i=place: np.asarray(x[i]), (systems, gains))
+        (gains,), systems = rows(np.array([place]))
+        one = System(**{name: getattr(systems, name)[0] for name in _RANKS})
         known = jax.tree.map(lambda x, i=place: x[i], best)
-        decision, bound = optimal.search(one, gain, float(known.energy), tolerance / 2)
+        decision, bound = optimal.search(one, gains, float(known.energy), tolerance / 2)
         if decision is not None:
-            known = _allocate(one, gain, decision)
-        bound = np.clip(bound, known.lower_bound, known.energy)
-        put(
-            np.array([place]),
-            jax.tree.map(lambda x: np.asarray(x)[None], known.replace(lower_bound=bound)),
-        )
+            known = _allocate(one, gains, decision)
+        known = known.replace(lower_bound=np.clip(bound, known.lower_bound, known.energy))
+        put(np.array([place]), jax.tree.map(lambda x: np.asarray(x)[None], known))
     return jax.tree.map(lambda x: jnp.asarray(x.reshape(batch + x.shape[1:])), best)
 
 
 _allocate = jax.jit(allocate)
 
 
-@partial(jax.jit, static_argnames="stage")
-def _solve_stage(systems: System, h: jax.Array, stage: optimal.Stage) -> Solution:
-    """Solve channels ``[N, K]``, each with its own system, by one stage of the optimum."""
+def _rows(
+    h: jax.Array, system: System, batch: tuple[int, ...]
+) -> Callable[[np.ndarray], tuple[np.ndarray, System]]:
+    """Return a function that takes channels ``[N]`` by their places in the flattened batch."""
+    batch = batch or (1,)
 
-    def one(row: tuple[System, jax.Array]) -> Solution:
-        return optimal.optimal(row[0], row[1], stage)
+    def spread(leaf: ArrayLike, rank: int) -> np.ndarray:
+        tail = np.shape(leaf)[max(np.ndim(leaf) - rank, 0) :]
+        return np.broadcast_to(leaf, batch + tail)  # a view
 
-    return jax.lax.map(one, (systems, h), batch_size=16)
+    gains = spread(h, 1)
+    fields = {name: spread(getattr(system, name), rank) for name, rank in _RANKS.items()}
+
+    def take(places: np.ndarray) -> tuple[np.ndarray, System]:
+        index = np.unravel_index(places, batch)
+        return gains[index], System(**{name: leaf[index] for name, leaf in fields.items()})
+
+    return take
+
+
+def _blocks(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cut places into blocks of few shapes, for few compiles: each as it is and padded."""
+    sizes = (1, 8, 64) if jax.default_backend() == "cpu" else (64, 1024)
+    for start in range(0, len(places), sizes[-1]):
+        block = places[start : start + sizes[-1]]
+        yield block, np.resize(block, next(size for size in sizes if size >= len(block)))
 
 
 def _checked(function: Callable[..., Solution]) -> Callable[..., Solution]:
@@ -165,9 +188,14 @@ def _checked(function: Callable[..., Solution]) -> Callable[..., Solution]:
 def _for_each(function: Callable[..., Solution], system: System, *arrays: jax.Array) -> Solution:
     """Map a function of one channel over leading axes of ``arrays`` ``[..., K]`` and ``system``.
 
-    Batches that would not fit into ``CHUNK_BYTES`` go through in chunks.
+    Batches that would not fit into ``CHUNK_BYTES`` go through in chunks, and K is padded to
+    full vector registers: on a CPU K = 16 takes a third of the time of K = 14.
     """
     batch = _batch_shape(system, *arrays)
+    num_devices = arrays[0].shape[-1]
+    missing = -num_devices % DEVICE_MULTIPLE
+    system = sy.pad_devices(system, num_devices + missing)
+    arrays = tuple(jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) for x in arrays)
     leaves = {name: jnp.asarray(getattr(system, name)) for name in _RANKS}
     own = {n: _flat(x, _RANKS[n], batch) for n, x in leaves.items() if x.ndim > _RANKS[n]}
     rows = (own, tuple(_flat(array, 1, batch) for array in arrays))
@@ -175,19 +203,17 @@ def _for_each(function: Callable[..., Solution], system: System, *arrays: jax.Ar
     def one(row: tuple[dict[str, jax.Array], tuple[jax.Array, ...]]) -> Solution:
         return function(System(**(leaves | row[0])), *row[1])
 
-    num_devices = arrays[0].shape[-1]
     chunk = max(1, CHUNK_BYTES // (4 * (2**14 + 300 * num_devices + 3 * num_devices**2)))
     if math.prod(batch) > chunk:
         solutions = jax.lax.map(one, rows, batch_size=chunk)
     else:
         solutions = jax.vmap(one)(rows)
-    return jax.tree.map(lambda x: x.reshape(batch + x.shape[1:]), solutions)
 
+    def unpack(leaf: jax.Array) -> jax.Array:  # [N] or [N, padded K]
+        leaf = leaf[:, :num_devices] if leaf.ndim > 1 else leaf
+        return leaf.reshape(batch + leaf.shape[1:])
 
-def _flatten(system: System, h: jax.Array, batch: tuple[int, ...]) -> tuple[System, jax.Array]:
-    """Broadcast every field and h to one leading axis: a row a channel."""
-    fields = {name: _flat(getattr(system, name), rank, batch) for name, rank in _RANKS.items()}
-    return System(**fields), _flat(h, 1, batch)
+    return jax.tree.map(unpack, solutions)
 
 
 _RANKS = {name: int(name in sy.PER_DEVICE) for name in (*sy.SYSTEM_RANGES, "active")}

@@ -129,10 +129,10 @@ def pad_devices(system: System, num_devices: int) -> System:
     missing = num_devices - system.num_devices
     if missing < 0:
         raise ValueError(f"num_devices must be at least {system.num_devices}; got {num_devices}")
-    shape = jnp.shape(system.task_bits)
+    num_devices = system.num_devices
 
     def pad(leaf: ArrayLike) -> jax.Array:
-        leaf = jnp.broadcast_to(leaf, shape) if jnp.ndim(leaf) == 0 else jnp.asarray(leaf)
+        leaf = jnp.broadcast_to(leaf, (*jnp.shape(leaf)[:-1], num_devices))
         return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, missing)])
 
     return system.replace(**{name: pad(getattr(system, name)) for name in PER_DEVICE})
