@@ -6,11 +6,12 @@ import csv
 import importlib.metadata
 import io
 import json
+import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ from meco_jax.checkpoint import write_atomically
 from meco_jax.training import check_config
 
 FLAGS = flags.FLAGS
+WORDS = ("scheme", "method", "family")  # columns that are no numbers
 OWN = {  # settings that the two trainings have apart
     "learning_rate": "Adam's at the start",
     "multiplier_step": "alpha, the rise of lambda by a violation",
@@ -36,20 +38,28 @@ OWN = {  # settings that the two trainings have apart
 
 
 def define_flags() -> None:
-    """Define the flags of every training experiment; defaults are the library's."""
-    default = check_config(TrainConfig())
-    pcos = check_config(TrainConfig(scheme="pcos"))
+    """Define the flags of every experiment."""
     flags.DEFINE_string("output_dir", None, "folder for csv, json and figures", required=True)
     flags.DEFINE_enum(
         "require_platform", None, ["cpu", "gpu", "tpu"],
         "stop unless JAX runs on this kind of device",
     )  # fmt: skip
+
+
+def define_sweep_flags() -> None:
+    """Define what every sweep of trainings has: seeds, test channels, lanes."""
     flags.DEFINE_list("seeds", ["0"], "task seeds, comma separated; one training each and scheme")
     flags.DEFINE_integer("test_channels", 2000, "fresh channels to evaluate on", lower_bound=2)
     flags.DEFINE_integer(
         "lane_batch", None, "lanes trained at once; default: 1 on a CPU, elsewhere all",
         lower_bound=1,
     )  # fmt: skip
+
+
+def define_training_flags() -> None:
+    """Define how BCOS and PCOS are trained; defaults are the library's."""
+    default = check_config(TrainConfig())
+    pcos = check_config(TrainConfig(scheme="pcos"))
     flags.DEFINE_integer("num_channels", default.num_channels, "training channels", lower_bound=1)
     flags.DEFINE_integer("batch_size", default.batch_size, "channels a minibatch", lower_bound=1)
     flags.DEFINE_integer(
@@ -108,6 +118,17 @@ def integers(name: str, low: int) -> list[int]:
     return values
 
 
+def numbers(name: str, above: float) -> list[float]:
+    """Read a list flag as numbers above a limit, "e" among them, or stop with a clear line."""
+    try:
+        values = [math.e if text == "e" else float(text) for text in FLAGS[name].value or []]
+    except ValueError:
+        values = []
+    if not values or not above < min(values) <= max(values) < math.inf:
+        stop(f"--{name} must be finite numbers above {above:g}; got {FLAGS[name].value}")
+    return values
+
+
 def stop(message: str, status: int = 2) -> NoReturn:
     """End the program with one line and a non-zero exit status."""
     print(f"error: {message}", file=sys.stderr)
@@ -147,12 +168,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """Read what ``write_csv`` wrote: numbers but for the column "scheme", NaN where empty."""
+    """Read what ``write_csv`` wrote: numbers but for the columns of words, NaN where empty."""
     try:
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
         number = lambda text: float(text or "nan")  # noqa: E731
-        return [{k: v if k == "scheme" else number(v) for k, v in row.items()} for row in rows]
+        return [{k: v if k in WORDS else number(v) for k, v in row.items()} for row in rows]
     except (OSError, ValueError) as error:
         stop(f"{path} cannot be read: {error}")
 
@@ -188,6 +209,17 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def clock(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, tuple[float, float]]:
+    """Time functions side by side: seconds of the first call, and of the fastest later one."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats + 1):
+        for name, run in runs.items():  # in turn, so that a busy moment hits all of them
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - began)
+    return {name: (times[0], min(times[1:])) for name, times in seconds.items()}
 
 
 class Bar:

@@ -8,18 +8,24 @@ Writes speed.csv and run.json into --output_dir. Example:
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import common
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from meco_jax import sample_channels, solve, sweep, train
-from meco_jax.system import table1
+from meco_jax import optimal, pad_devices, sample_channels, solve, sweep, train
+from meco_jax.allocation import Grid, link, price_grid, relax, set_energy
+from meco_jax.solver import DEVICE_MULTIPLE
+from meco_jax.system import check_system, forced, table1
 
 FLAGS = flags.FLAGS
 common.define_flags()
+common.define_training_flags()
 flags.adopt_module_key_flags(common)
 flags.DEFINE_integer("num_devices", 20, "K", lower_bound=1)
 flags.DEFINE_integer("lanes", 4, "lanes trained together", lower_bound=1)
@@ -28,10 +34,10 @@ FLAGS.set_default("epochs", 5)
 
 
 def main(argv: list[str]) -> None:
-    """Time both trainings by both mappings, and every method of ``solve``."""
+    """Time both trainings by both mappings, every method of ``solve``, and the optimum's parts."""
     common.begin(argv)
     started, folder = time.time(), common.prepare()
-    rows = training_rows() + solving_rows()
+    rows = training_rows() + solving_rows() + stage_rows()
     common.write_csv(folder / "speed.csv", rows)
     common.write_run(folder / "run.json", started)
     for row in rows:
@@ -51,7 +57,7 @@ def training_rows() -> list[dict[str, Any]]:
                 policies, _ = sweep.train_lanes(systems, keys.copy(), config, batch_size=size)
                 jax.block_until_ready(policies)
 
-            first, best = clock(run)
+            first, best = common.clock({name: run}, FLAGS.repeats)[name]
             rows.append(row(f"{scheme} step, {name}", 1e3 * best / steps, "ms a step and lane"))
             rows.append(row(f"{scheme} compile, {name}", first - best, "s"))
     return rows
@@ -71,20 +77,44 @@ def solving_rows() -> list[dict[str, Any]]:
                 chosen = policy if method == "bcos" else None
                 jax.block_until_ready(solve(gains, system, method=method, policy=chosen))
 
-            best = clock(run)[1]
+            best = common.clock({name: run}, FLAGS.repeats)[name][1]
             channels = gains.size // FLAGS.num_devices
             rows.append(row(f"{method}, {name}", 1e6 * best / channels, "us a channel"))
     return rows
 
 
-def clock(run: Any) -> tuple[float, float]:
-    """Seconds of the first call and of the fastest later one."""
-    seconds = []
-    for _ in range(FLAGS.repeats + 1):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return seconds[0], float(np.min(seconds[1:]))
+def stage_rows() -> list[dict[str, Any]]:
+    """Microseconds a channel of each part of the certified optimum's stages, in a batch."""
+    padded = -(-FLAGS.num_devices // DEVICE_MULTIPLE) * DEVICE_MULTIPLE  # as ``solve`` does
+    system = check_system(pad_devices(table1(FLAGS.num_devices), padded))
+    h = sample_channels(jax.random.key(2), system, 1024)
+    must, log_mu = forced(system).astype(h.dtype), jnp.float32(-3.0)
+    parts: dict[str, Callable[[jax.Array], Any]] = {
+        "relaxed price": lambda h: relax(link(system, h), must),
+        "price grid, coarse": lambda h: price_grid(link(system, h), log_mu, *optimal.COARSE),
+        "price grid, fine": lambda h: price_grid(link(system, h), log_mu, *optimal.FINE),
+    }
+    for stage in optimal.STAGES:
+        sets = jnp.asarray(np.indices((2,) * stage.unclear).reshape(stage.unclear, -1).T > 0)
+        some = (jnp.arange(padded)[None] % (jnp.arange(stage.exact)[:, None] + 2) == 0).astype(
+            h.dtype
+        )
+
+        def product(h: jax.Array, sets: jax.Array = sets) -> jax.Array:
+            saving = jnp.broadcast_to(h[:, None], (padded, optimal.COARSE[0]))
+            grid = Grid(saving[0], saving, saving[0])
+            return optimal.set_bounds(grid, h > 1e-3, jnp.arange(sets.shape[1]), sets)
+
+        def exact(h: jax.Array, some: jax.Array = some) -> Any:
+            return jax.vmap(partial(set_energy, link(system, h)))(some)
+
+        name = f"n = {stage.unclear}"
+        parts[f"pattern product, {name}"] = product
+        parts[f"{stage.exact} exact energies, {name}"] = exact
+        parts[f"whole stage, {name}"] = partial(optimal.optimal, system, stage=stage)
+    runs = {name: partial(jax.jit(jax.vmap(part)), h) for name, part in parts.items()}
+    times = common.clock(runs, FLAGS.repeats)
+    return [row(name, 1e6 * best / len(h), "us a channel") for name, (_, best) in times.items()]
 
 
 def row(what: str, value: float, unit: str) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from meco_jax.training import check_config
 
 FLAGS = flags.FLAGS
 common.define_flags()
+common.define_sweep_flags()
+common.define_training_flags()
 flags.adopt_module_key_flags(common)
 flags.DEFINE_list("num_devices", [str(k) for k in range(4, 21, 2)], "the K to sweep")
 flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)

@@ -26,6 +26,15 @@ SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {  # name: (label, style)
     "optimal": ("optimum of P1, certified", {"color": "#009E73", "marker": "D", "linestyle": "--"}),
     "lower_bound": ("lower bound of P1", {"color": "#000000", "marker": "", "linestyle": "-."}),
 }
+FAMILIES: dict[str, dict[str, Any]] = {  # of methods: style
+    "baseline": {"color": "#555555", "marker": "s"},
+    "greedy": {"color": "#CC79A7", "marker": "^"},
+    "network": {"color": "#D55E00", "marker": "o"},
+    "optimum": {"color": "#009E73", "marker": "D"},
+    "host": {"color": "#000000", "marker": "v"},
+    "public": {"color": "#0072B2", "marker": "X"},
+}
+ROUNDING = 1e-7  # gaps below are float32's
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "legend.fontsize": 8,
@@ -98,6 +107,63 @@ def training_figure(
         handles, labels = grid[0, 0].get_legend_handles_labels()
         names = [f"K = {label}" for label in labels]
         figure.legend(handles, names, loc="outside lower center", ncols=5)
+    return figure
+
+
+def frontier_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the mean and the worst gap to the optimum against speed, K by K.
+
+    Args:
+        rows: "num_devices", "method", "family", "gap_mean" and "gap_worst" [-],
+            "channels_per_second" [1/s], a row a method.
+    """
+    devices = sorted({int(row["num_devices"]) for row in rows})
+    offsets = ((4, 4), (-10, 4), (4, -9), (-10, -9))  # of the numbers beside the markers
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 3.4 * len(devices) + 0.2))
+        grid = figure.subplots(len(devices), 2, sharex=True, sharey=True, squeeze=False)
+        for line, num_devices in zip(grid, devices):
+            drawn = [row for row in rows if row["num_devices"] == num_devices]
+            for axes, kind in zip(line, ("mean", "worst")):
+                for number, row in enumerate(drawn, 1):
+                    style = FAMILIES[row["family"]]
+                    place = row["channels_per_second"], max(row[f"gap_{kind}"], ROUNDING)
+                    axes.plot(*place, **style, linestyle="", label=f"{number}  {row['method']}")
+                    axes.annotate(
+                        f"{number}", place, offsets[number % 4], textcoords="offset points",
+                        fontsize=6, color=style["color"],
+                    )  # fmt: skip
+                axes.set(xscale="log", yscale="log", ylim=(ROUNDING / 3, None))
+                axes.set_title(f"K = {num_devices}, {kind} gap")
+            line[0].set_ylabel("gap to the optimum [-]")
+            line[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
+        for axes in grid[-1]:
+            axes.set_xlabel("channels a second [1/s]")
+    return figure
+
+
+def scale_figure(rows: Sequence[Mapping[str, Any]], slope: float) -> Figure:
+    """Draw time, memory and proven gap of the optimum against the number of devices.
+
+    Args:
+        rows: "num_devices", "us_per_channel", "bytes_per_channel", "gap_mean", "gap_worst".
+        slope: of ln time over ln K, for the title.
+    """
+    panels: tuple[tuple[str, str, tuple[tuple[str, float, str], ...]], ...] = (
+        (f"slope {slope:.2f}", "time a channel [ms]", (("us_per_channel", 1e-3, "one stage"),)),
+        ("", "working memory a channel [kB]", (("bytes_per_channel", 1e-3, "one stage"),)),
+        ("", "proven gap [-]", (("gap_mean", 1.0, "mean"), ("gap_worst", 1.0, "worst"))),
+    )
+    devices = [row["num_devices"] for row in rows]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 2.7))
+        for axes, (title, label, lines) in zip(figure.subplots(1, 3), panels):
+            for (column, unit, name), style in zip(lines, ("D-", "v:")):
+                values = [max(unit * row[column], ROUNDING) for row in rows]
+                axes.plot(devices, values, style, color="#009E73", label=name)
+            axes.set(xscale="log", yscale="log", xlabel="number of devices K [-]")
+            axes.set(ylabel=label, title=title)
+        axes.legend()
     return figure
 
 

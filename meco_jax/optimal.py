@@ -30,8 +30,8 @@ from meco_jax.allocation import (
 )
 from meco_jax.system import System
 
-COARSE_PRICES, COARSE_WIDTH = 33, 4.0  # odd, so that mu* is one of them; [-], [ln W]
-FINE_PRICES, FINE_WIDTH = 17, 0.3
+COARSE = 33, 4.0  # prices of the grid, odd, so that mu* is one of them; half its width [ln W]
+FINE = 17, 0.3
 SEARCH_NODES = 200_000  # most sets that the exact search holds at once
 
 
@@ -60,8 +60,8 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
     """
     uplinks, forced = link(system, h), sy.forced(system)
     relaxed = relax(uplinks, forced.astype(h.dtype))
-    coarse = price_grid(uplinks, relaxed.log_mu, COARSE_PRICES, COARSE_WIDTH)
-    base = forced | (coarse.saving[:, COARSE_PRICES // 2] > 0)
+    coarse = price_grid(uplinks, relaxed.log_mu, *COARSE)
+    base = forced | (coarse.saving[:, COARSE[0] // 2] > 0)
     flips = flip_bounds(coarse, base, forced, uplinks.usable)
     order = jnp.argsort(flips)
     unclear, clear = order[: stage.unclear], order[stage.unclear :]
@@ -76,7 +76,7 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
     bounds = jnp.where(allowed, set_bounds(coarse, base, unclear, sets), jnp.inf)
     likely = base.at[unclear].set(sets[jnp.argmin(bounds)])
     dual = coarse.offset - likely.astype(h.dtype) @ coarse.saving
-    fine = price_grid(uplinks, coarse.log_mu[jnp.argmax(dual)], FINE_PRICES, FINE_WIDTH)
+    fine = price_grid(uplinks, coarse.log_mu[jnp.argmax(dual)], *FINE)
     bounds = jnp.maximum(bounds, set_bounds(fine, base, unclear, sets))
 
     lowest, picked = jax.lax.top_k(-bounds, min(stage.exact + 1, len(patterns)))
@@ -146,7 +146,7 @@ def search(
         chosen = np.where(forced[:, None], grid.saving, np.maximum(grid.saving, 0))
         return np.asarray(grid.offset - chosen.sum(axis=0))
 
-    grid = _host_grid(p, _zoom(p, least_dual)[0], COARSE_WIDTH)
+    grid = _host_grid(p, _zoom(p, least_dual)[0], COARSE[1])
     base = forced | (grid.saving[:, len(grid.log_mu) // 2] > 0)
     least = least_dual(grid)
     gain = np.where(base[:, None], grid.saving, -grid.saving)
@@ -206,7 +206,7 @@ def _host_link(system: System, h: np.ndarray) -> Link:
 
 def _host_grid(p: Link, log_mu: float, width: float) -> Grid:
     """The float64 NumPy twin of ``price_grid``."""
-    prices = log_mu + width * np.linspace(-1, 1, 2 * COARSE_PRICES - 1) ** 3
+    prices = log_mu + width * np.linspace(-1, 1, 2 * COARSE[0] - 1) ** 3
     target = prices[None] - np.log(p.weight / p.gain)[:, None]
     x = np.log1p(np.exp((target + np.log(2)) / 2))
     for _ in range(5):  # Newton on x + ln(x - 1 + e^-x), as in allocation.best_nats

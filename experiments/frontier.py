@@ -1,0 +1,303 @@
+"""Optimality gap against speed: every way to solve P1, on the same channels in one run.
+
+Baselines, greedy orders, the learned policy, the certified optimum at several sizes, and
+public solvers: CVXPY with Clarabel (extra "test") and SCIP (extra "bench"), left out where
+they are not installed. Writes results.csv, frontier.png/.pdf and run.json into
+--output_dir. Example:
+
+    python experiments/frontier.py --flagfile=experiments/flags/frontier.flags
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rivals
+from absl import app, flags
+
+from meco_jax import Policy, Solution, System, allocate, figures, repair, sample_channels, train
+from meco_jax import solve as library_solve
+from meco_jax import system as sy
+from meco_jax.allocation import Link, finish, link, priced_cost, relax, set_energy
+from meco_jax.optimal import STAGES, Stage, optimal, search
+from meco_jax.solver import map_channels
+from meco_jax.system import table1
+from meco_jax.training import check_config
+
+FLAGS = flags.FLAGS
+common.define_flags()
+common.define_training_flags()
+flags.adopt_module_key_flags(common)
+flags.DEFINE_list("num_devices", ["14", "20"], "the K to compare at, a panel each")
+flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
+flags.DEFINE_float("log_base", 2.0, "base of the logarithm in (3)", lower_bound=1.001)
+flags.DEFINE_integer("seed", 0, "task seed", lower_bound=0)
+flags.DEFINE_integer("channels", 1024, "feasible channels, one batch", lower_bound=2)
+flags.DEFINE_integer("repeats", 5, "timed batches a method, the fastest counts", lower_bound=1)
+flags.DEFINE_integer("latency_calls", 300, "timed calls of one channel", lower_bound=2)
+flags.DEFINE_integer("slow_channels", 64, "the first of them go to host and public solvers",
+                     lower_bound=2)  # fmt: skip
+flags.DEFINE_integer("nonlinear_channels", 4, "and so many to SCIP's nonlinear model",
+                     lower_bound=0)  # fmt: skip
+flags.DEFINE_float("seconds", 10.0, "time limit of SCIP a channel [s]", lower_bound=0.1)
+flags.DEFINE_float("tolerance", 1e-4, "relative gap that the exact methods prove", lower_bound=1e-6)
+flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's results.csv")
+
+
+class Method(NamedTuple):
+    """A way to solve P1."""
+
+    name: str
+    family: str  # its colour in the figure
+    run: Callable[[jax.Array], Solution]  # [..., K] gains to solutions
+
+
+def main(argv: list[str]) -> None:
+    """Compare all methods, K by K."""
+    common.begin(argv)
+    folder = Path(FLAGS.output_dir)
+    if FLAGS.plot_only:
+        draw(folder, common.read_csv(folder / "results.csv"))
+        return
+    devices = common.integers("num_devices", low=1)
+    config = common.train_configs()["bcos"]
+    try:
+        check_config(config)
+    except ValueError as error:
+        common.stop(str(error))
+    started, folder, rows = time.time(), common.prepare(), []
+    try:
+        with common.Bar(len(devices)) as bar:
+            for num_devices in devices:
+                system = table1(num_devices, FLAGS.slot, FLAGS.seed)
+                system = system.replace(log_base=FLAGS.log_base)
+                bar.advance(0, f"K = {num_devices}: training BCOS")
+                policy, _ = train(system, key=jax.random.key(FLAGS.seed), config=config)
+                rows += compare(system, policy, partial(announce, bar, num_devices))
+                common.write_csv(folder / "results.csv", rows)
+                draw(folder, rows)
+                common.write_run(folder / "run.json", started)
+    except KeyboardInterrupt:
+        common.stop(f"interrupted; {folder} holds the {len(rows)} rows of the finished K", 130)
+    report(rows)
+    print(f"wrote {folder} in {time.time() - started:.0f} s")
+
+
+def announce(bar: common.Bar, num_devices: int, part: float, what: str) -> None:
+    """Show what is running."""
+    bar.advance(part, f"K = {num_devices}: {what}")
+
+
+def compare(
+    system: System, policy: Policy, show: Callable[[float, str], None]
+) -> list[dict[str, Any]]:
+    """Run every method on the same feasible channels: one row each."""
+    h, optimum = feasible_channels(system)
+    rows = []
+    methods = fast_methods(system, policy)
+    show(0.1, "batches")
+    seconds = common.clock({m.name: partial(m.run, h) for m in methods}, FLAGS.repeats)
+    for method in methods:
+        show(0.4 / len(methods), method.name)
+        found = jax.tree.map(np.asarray, method.run(h))
+        calls = latencies(method, np.asarray(h))
+        rate = len(h) / seconds[method.name][1]
+        rows.append(row(system, method, found, optimum, rate, calls))
+    few, true = np.asarray(h[: FLAGS.slow_channels]), optimum[: FLAGS.slow_channels]
+    for method, calls, decisions in slow_methods(system, few):
+        show(0.1, method.name)
+        number = len(decisions)
+        found = jax.tree.map(np.asarray, method.run(jnp.asarray(decisions, h.dtype)))
+        rows.append(row(system, method, found, true[:number], number / sum(calls), calls))
+    show(1 - 0.5 - 0.1 * (len(rows) - len(methods)), "done")
+    return rows
+
+
+def feasible_channels(system: System) -> tuple[jax.Array, np.ndarray]:
+    """Draw channels in which P1 has an answer ``[N, K]``, and their optima ``[N]`` [J]."""
+    h = sample_channels(jax.random.key(FLAGS.seed + 1), system, 2 * FLAGS.channels)
+    optimum = library_solve(h, system, method="optimal", tolerance=1e-6)
+    keep = np.flatnonzero(optimum.feasible)[: FLAGS.channels]
+    if len(keep) < FLAGS.channels:
+        common.stop(f"only {len(keep)} of {len(h)} channels are feasible; take a longer --slot")
+    return h[keep], np.asarray(optimum.energy, np.float64)[keep]
+
+
+def fast_methods(system: System, policy: Policy) -> list[Method]:
+    """Methods that run in batches on the device."""
+    solve = partial(library_solve, system=system)
+    checked = sy.check_system(system)
+
+    def scheme(function: Callable[..., Solution]) -> Callable[[jax.Array], Solution]:
+        return partial(jax.jit(partial(map_channels, function)), checked)
+
+    def stage(unclear: int, exact: int) -> Callable[[jax.Array], Solution]:
+        return scheme(partial(optimal, stage=Stage(unclear, exact)))
+
+    orders = {"best channel": best_channel, "most local energy": local, "largest saving": saving}
+    return [
+        Method("MCOS", "baseline", partial(solve, method="mcos")),
+        Method("relaxed, rounded", "greedy", scheme(rounded)),
+        *(Method(f"{name} first", "greedy", scheme(partial(heads, order=order)))
+          for name, order in orders.items()),
+        Method("repair of nothing", "greedy", scheme(lambda s, h: repair(s, h, 0 * h))),
+        Method("BCOS, raw", "network", partial(jax.jit(Policy.__call__), policy)),
+        Method("BCOS, made feasible", "network", partial(solve, policy=policy)),
+        *(Method(f"one stage, n = {n}", "optimum", stage(n, exact))
+          for n, exact in (Stage(2, 2), Stage(4, 4), *STAGES)),
+        Method("solve, certified", "optimum",
+               partial(solve, method="optimal", tolerance=FLAGS.tolerance)),
+    ]  # fmt: skip
+
+
+def rounded(system: System, h: jax.Array) -> Solution:
+    """Price bisection alone: the relaxed answer, its one part task left local."""
+    uplinks, forced = link(system, h), sy.forced(system)
+    relaxed = relax(uplinks, forced.astype(h.dtype))
+    offload = jnp.floor(relaxed.offload)
+    energy, time = set_energy(uplinks, offload)
+    return finish(uplinks, offload, time, energy, relaxed.bound)
+
+
+def heads(system: System, h: jax.Array, order: Callable[[Link, Any], jax.Array]) -> Solution:
+    """Line the devices up, the forced ones first, and take the best head of the line."""
+    uplinks, forced = link(system, h), sy.forced(system)
+    relaxed = relax(uplinks, forced.astype(h.dtype))
+    place = jnp.argsort(jnp.lexsort((-order(uplinks, relaxed), ~forced)))
+    sets = place[None] < jnp.arange(h.shape[-1] + 1)[:, None]  # [K + 1, K]
+    sets = jnp.where((uplinks.usable & ~forced)[None], sets, forced[None]).astype(h.dtype)
+    energies, times = jax.vmap(partial(set_energy, uplinks))(sets)
+    best = jnp.argmin(energies)
+    return finish(uplinks, sets[best], times[best], energies[best], relaxed.bound)
+
+
+def best_channel(uplinks: Link, _: Any) -> jax.Array:
+    """Order by the power gain."""
+    return uplinks.gain
+
+
+def local(uplinks: Link, _: Any) -> jax.Array:
+    """Order by the energy of computing locally."""
+    return uplinks.local
+
+
+def saving(uplinks: Link, relaxed: Any) -> jax.Array:
+    """Order by what sending saves at the price of the slot."""
+    return uplinks.local - priced_cost(uplinks, relaxed.log_mu)
+
+
+def latencies(method: Method, h: np.ndarray) -> list[float]:
+    """Seconds of calls with one channel each, warm."""
+    calls = []
+    for index in range(-3, FLAGS.latency_calls):
+        began = time.perf_counter()
+        jax.block_until_ready(method.run(h[index % len(h)]))
+        calls.append(time.perf_counter() - began)
+    return calls[3:]
+
+
+def slow_methods(
+    system: System, h: np.ndarray
+) -> Iterator[tuple[Method, list[float], list[np.ndarray]]]:
+    """Solve channel by channel on the host: method, seconds a channel, decisions."""
+    judge = jax.jit(partial(map_channels, allocate))
+
+    def method(name: str, family: str, number: int) -> Method:
+        return Method(name, family, partial(judge, system, jnp.asarray(h[:number])))
+
+    def timed(name: str, family: str, one: Callable[[int], Any], number: int) -> Any:
+        began, calls, decisions = time.perf_counter(), [], []
+        for index in range(number):
+            spent, decision = one(index)
+            now = time.perf_counter()
+            calls.append(now - began if spent is None else spent)
+            began = now
+            decisions.append(np.zeros(system.num_devices) if decision is None else decision)
+        return method(name, family, number), calls, decisions
+
+    instances = [rivals.instance(system, row) for row in h]
+    start = jax.jit(partial(map_channels, lambda s, h: repair(s, h, 0 * h)))
+
+    def on_host(index: int) -> tuple[None, np.ndarray]:
+        known = start(sy.check_system(system), jnp.asarray(h[index]))
+        better, _ = search(system, h[index], float(known.energy), FLAGS.tolerance)
+        return None, np.asarray(known.offload) if better is None else better
+
+    on_host(0)  # compiles
+    yield timed("search on the host", "host", on_host, len(h))
+    if importlib.util.find_spec("cvxpy"):
+        clarabel = rivals.Clarabel(system.num_devices)
+        clarabel.solve(instances[0], FLAGS.tolerance)  # compiles
+        by_clarabel = lambda i: (None, clarabel.solve(instances[i], FLAGS.tolerance)[1])  # noqa: E731
+        yield timed("Clarabel, branch and bound", "public", by_clarabel, len(h))
+    else:
+        print("CVXPY is not installed (pip install '.[test]'): left out", flush=True)
+    if rivals.has_scip():
+        for name, nonlinear, number in (
+            ("SCIP, tangents", False, len(h)),
+            ("SCIP, nonlinear", True, FLAGS.nonlinear_channels),
+        ):
+            by_scip = lambda i, n=nonlinear: rivals.scip(  # noqa: E731
+                instances[i], FLAGS.tolerance, FLAGS.seconds, n
+            )
+            if number:
+                yield timed(name, "public", by_scip, min(number, len(h)))
+    else:
+        print("pyscipopt is not installed (pip install '.[bench]'): SCIP left out", flush=True)
+
+
+def row(
+    system: System,
+    method: Method,
+    found: Solution,
+    optimum: np.ndarray,
+    rate: float,
+    calls: list[float],
+) -> dict[str, Any]:
+    """Judge a method's answers; gaps are over those that are feasible."""
+    ok = np.asarray(found.feasible)
+    energy = np.asarray(found.energy, np.float64)[ok]
+    gap = np.maximum(energy / optimum[ok] - 1, 0)
+    own = 1 - np.asarray(found.lower_bound, np.float64)[ok] / energy
+    return {
+        "num_devices": system.num_devices,
+        "method": method.name,
+        "family": method.family,
+        "channels": len(optimum),
+        "feasible_fraction": float(np.mean(ok)),
+        "gap_mean": float(np.mean(gap)),
+        "gap_worst": float(np.max(gap)),
+        "optimal_fraction": float(np.mean(gap < 1e-5)),
+        "certified_fraction": float(np.mean(own <= FLAGS.tolerance)),
+        "channels_per_second": rate,
+        "p50_us": 1e6 * float(np.percentile(calls, 50)),
+        "p99_us": 1e6 * float(np.percentile(calls, 99)),
+    }
+
+
+def draw(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Draw the figure from the rows of results.csv."""
+    figures.save_figure(figures.frontier_figure(rows), folder / "frontier")
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    print(f"{'K':>3} {'method':<28}{'mean gap':>10}{'worst':>10}{'optimal':>9}"
+          f"{'channels/s':>12}{'p50 us':>10}{'p99 us':>10}")  # fmt: skip
+    for r in rows:
+        print(f"{r['num_devices']:>3} {r['method']:<28}{r['gap_mean']:10.2e}{r['gap_worst']:10.2e}"
+              f"{100 * r['optimal_fraction']:8.1f}%{r['channels_per_second']:12.4g}"
+              f"{r['p50_us']:10.4g}{r['p99_us']:10.4g}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,173 @@
+"""P1 by public solvers, in float64: what the certified optimum is compared with.
+
+Three routes that share nothing with ``meco_jax``: branch and bound over the convex
+relaxation in CVXPY with Clarabel; the same relaxation as tangents, a mixed-integer linear
+program for SCIP; and SCIP on the nonlinear model itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+TANGENTS = 200  # a device, in geometric steps of its slot time
+
+
+def instance(system: Any, h: np.ndarray) -> SimpleNamespace:
+    """Write one channel ``[K]`` of a system as the coefficients of P1, ``[K]`` each.
+
+    Sending device k's task in t seconds costs ``beta / gain t (e^(load / t) - 1)`` [J].
+    """
+    value = {name: np.asarray(leaf, np.float64) for name, leaf in vars(system).items()}
+    gain = np.maximum(np.asarray(h, np.float64) ** 2 / value["noise_power"], 1e-30)
+    load = value["task_bits"] * np.log(value["log_base"]) / value["bandwidth"]
+    max_nats = np.log1p(value["max_power"] * gain)
+    cycles = value["cycles_per_bit"] * value["task_bits"]
+    return SimpleNamespace(
+        slot=float(value["slot"]),  # T [s]
+        gain=gain,  # [1/W]
+        load=load,  # seconds at one nat a symbol [s]
+        beta=np.broadcast_to(value["weight"], load.shape),  # [-]
+        max_nats=max_nats,  # at full power [-]
+        min_time=load / max_nats,  # [s]
+        local=value["weight"] * value["chip"] * cycles * value["cpu_hz"] ** 2,  # [J]
+        forced=cycles / value["cpu_hz"] > value["slot"],
+    )
+
+
+class Clarabel:
+    """Branch and bound, depth first on the most fractional device, for one number of devices.
+
+    The problem is compiled once; a node only sets parameters.
+    """
+
+    def __init__(self, num_devices: int) -> None:
+        cp: Any = importlib.import_module("cvxpy")
+
+        names = ("load", "max_nats", "local", "unit", "low", "high")
+        self.given = {name: cp.Parameter(num_devices, nonneg=True) for name in names}
+        given = SimpleNamespace(**self.given)
+        self.offload = cp.Variable(num_devices)
+        time = cp.Variable(num_devices)  # in slots
+        epigraph = cp.Variable(num_devices)  # t e^(a load / t): a perspective, convex
+        sent = cp.multiply(given.load, self.offload)
+        constraints = [
+            self.offload >= given.low,
+            self.offload <= given.high,
+            time >= 0,
+            cp.sum(time) <= 1,
+            cp.ExpCone(sent, time, epigraph),
+            sent <= cp.multiply(given.max_nats, time),
+        ]
+        energy = given.unit @ (epigraph - time) + given.local @ (1 - self.offload)
+        self.problem = cp.Problem(cp.Minimize(energy), constraints)
+        self.solver = cp.CLARABEL
+
+    def solve(self, p: SimpleNamespace, tolerance: float) -> tuple[float, np.ndarray | None]:
+        """Return the optimum [J], infinite if infeasible, and its decision ``[K]``."""
+        unit = float(p.local.max())
+        values = {
+            "load": p.load / p.slot,
+            "max_nats": p.max_nats,
+            "local": p.local / unit,
+            "unit": p.beta / p.gain * p.slot / unit,
+        }
+        for name, value in values.items():
+            self.given[name].value = value
+        best, decision = np.inf, None
+        stack = [(p.forced.astype(float), np.ones(len(p.load)))]
+        while stack:
+            low, high = stack.pop()
+            bound, offload = self._relax(low, high)
+            if not bound < best * (1 - tolerance):
+                continue
+            fractional = np.abs(offload - np.round(offload))
+            k = int(np.argmax(fractional))
+            if fractional[k] < 1e-5:
+                best, decision = bound, np.round(offload)
+                continue
+            for side in (1 - round(offload[k]), round(offload[k])):  # the nearer is tried first
+                down, up = low.copy(), high.copy()
+                down[k] = up[k] = side
+                stack.append((down, up))
+        return best * unit, decision
+
+    def _relax(self, low: np.ndarray, high: np.ndarray) -> tuple[float, np.ndarray]:
+        self.given["low"].value, self.given["high"].value = low, high
+        self.problem.solve(solver=self.solver)
+        if self.problem.status not in ("optimal", "optimal_inaccurate"):
+            return np.inf, low
+        return float(self.problem.value), np.asarray(self.offload.value)
+
+
+def has_scip() -> bool:
+    """Tell whether pyscipopt, of the extra "bench", is installed."""
+    return importlib.util.find_spec("pyscipopt") is not None
+
+
+def scip(
+    p: SimpleNamespace, tolerance: float, seconds: float, nonlinear: bool
+) -> tuple[float, np.ndarray | None]:
+    """Solve P1 with SCIP: seconds in SCIP itself, without building the model, and the decision.
+
+    The semicontinuous slot time t, 0 where a task stays, makes tangents perspective cuts
+    ``c >= a (E(s) - s E'(s)) + E'(s) t``: as tight as the convex relaxation. The nonlinear
+    model bounds the nats a symbol x, with t = load / x where a task is sent.
+    """
+    from pyscipopt import Model, exp
+
+    model = Model()
+    model.hideOutput()
+    model.setParam("limits/time", seconds)
+    model.setParam("limits/gap", tolerance)
+    unit = float(p.local.max()) * 1e-3
+    energy: Any = 0.0
+    used: Any = 0.0
+    chosen = {}
+    for k in range(len(p.load)):
+        local, factor = p.local[k] / unit, p.beta[k] / p.gain[k] / unit
+        if p.min_time[k] > p.slot:
+            energy += local
+            continue
+        a = model.addVar(vtype="B", lb=float(p.forced[k]))
+        cost = model.addVar(lb=0)
+        if nonlinear:
+            slowest, fastest = p.load[k] / p.slot, p.max_nats[k]
+            x = model.addVar(lb=slowest, ub=fastest)
+            t = model.addVar(lb=p.min_time[k] / p.slot, ub=1)  # 1 where the task stays
+            model.addCons(t >= slowest / x)
+            model.addCons(factor * p.load[k] * (exp(x) - 1) / x <= cost)
+            model.addCons(x <= slowest + (fastest - slowest) * a)
+            least = factor * p.slot * np.expm1(slowest)
+            energy += cost + (local - least) * (1 - a)
+            used += t - (1 - a)
+        else:
+            t = model.addVar(lb=0, ub=1)
+            model.addCons(t >= p.min_time[k] / p.slot * a)
+            model.addCons(t <= a)
+            at = np.geomspace(p.min_time[k], p.slot, TANGENTS)
+            x = p.load[k] / at
+            slope = factor * (np.expm1(x) - x * np.exp(x))
+            level = factor * at * np.expm1(x) - slope * at
+            for constant, rise in zip(level, slope * p.slot):
+                model.addCons(cost >= constant * a + rise * t)
+            energy += cost + local * (1 - a)
+            used += t
+        chosen[k] = a
+    if chosen:
+        model.addCons(used <= 1)
+    model.setObjective(energy, "minimize")
+    began = time.perf_counter()
+    model.optimize()
+    spent = time.perf_counter() - began
+    if not model.getNSols():
+        return spent, None
+    decision = np.zeros(len(p.load))
+    for k, a in chosen.items():
+        decision[k] = round(model.getVal(a))
+    return spent, decision
