@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import time
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,23 +67,33 @@ class Clarabel:
         ]
         energy = given.unit @ (epigraph - time) + given.local @ (1 - self.offload)
         self.problem = cp.Problem(cp.Minimize(energy), constraints)
-        self.solver = cp.CLARABEL
+        self.attempts: tuple[dict[str, Any], ...] = ({}, {"linesearch_backtrack_step": 0.5})
+        self.solver, self.failed = cp.CLARABEL, cp.error.SolverError
 
     def solve(self, p: SimpleNamespace, tolerance: float) -> tuple[float, np.ndarray | None]:
-        """Return the optimum [J], infinite if infeasible, and its decision ``[K]``."""
+        """Return the optimum [J], infinite if infeasible, and its decision ``[K]``.
+
+        Raises:
+            ArithmeticError: if Clarabel fails on a node.
+        """
+        reach = p.min_time <= p.slot
+        if np.any(p.forced & ~reach):
+            return np.inf, None
         unit = float(p.local.max())
         values = {
             "load": p.load / p.slot,
-            "max_nats": p.max_nats,
+            "max_nats": np.where(reach, p.max_nats, 1.0),
             "local": p.local / unit,
-            "unit": p.beta / p.gain * p.slot / unit,
+            "unit": np.where(reach, p.beta / p.gain, 1.0) * p.slot / unit,
         }
         for name, value in values.items():
             self.given[name].value = value
         best, decision = np.inf, None
-        stack = [(p.forced.astype(float), np.ones(len(p.load)))]
+        stack = [(p.forced.astype(float), reach.astype(float))]
         while stack:
             low, high = stack.pop()
+            if low @ p.min_time > p.slot:
+                continue  # Clarabel may fail where there is nothing to find
             bound, offload = self._relax(low, high)
             if not bound < best * (1 - tolerance):
                 continue
@@ -99,7 +110,16 @@ class Clarabel:
 
     def _relax(self, low: np.ndarray, high: np.ndarray) -> tuple[float, np.ndarray]:
         self.given["low"].value, self.given["high"].value = low, high
-        self.problem.solve(solver=self.solver)
+        for options in self.attempts:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # of inaccuracy: see the status
+                    self.problem.solve(solver=self.solver, **options)
+                break
+            except self.failed:
+                continue
+        else:
+            raise ArithmeticError("Clarabel failed on a node")
         if self.problem.status not in ("optimal", "optimal_inaccurate"):
             return np.inf, low
         return float(self.problem.value), np.asarray(self.offload.value)
@@ -132,6 +152,8 @@ def scip(
     for k in range(len(p.load)):
         local, factor = p.local[k] / unit, p.beta[k] / p.gain[k] / unit
         if p.min_time[k] > p.slot:
+            if p.forced[k]:
+                return 0.0, None
             energy += local
             continue
         a = model.addVar(vtype="B", lb=float(p.forced[k]))

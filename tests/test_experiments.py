@@ -23,8 +23,8 @@ TINY = (
 )  # fmt: skip
 
 
-def run(*flags, **keywords):
-    command = [sys.executable, str(ROOT / "experiments" / "sweep_k.py"), *flags]
+def run(*flags, script="sweep_k", **keywords):
+    command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *flags]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False, **keywords
     )
@@ -139,3 +139,49 @@ def test_interrupt_keeps_finished_seeds(tmp_path):
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert len(read(tmp_path)) >= 16
+
+
+def test_frontier_ranks_the_methods(tmp_path):
+    flags = ("--num_devices=3", "--channels=16", "--slow_channels=4", "--nonlinear_channels=2",
+             "--latency_calls=3", "--repeats=1", "--num_channels=200", "--batch_size=100",
+             "--epochs=4", "--hidden=16,8", "--seconds=5", f"--output_dir={tmp_path}")  # fmt: skip
+    result = run(*flags, script="frontier")
+    assert result.returncode == 0, result.stderr
+    rows = {row["method"]: row for row in read(tmp_path)}
+    assert float(rows["solve, certified"]["gap_worst"]) < 2e-4
+    assert float(rows["solve, certified"]["certified_fraction"]) == 1
+    assert float(rows["search on the host"]["gap_worst"]) < 2e-4
+    assert float(rows["Clarabel, branch and bound"]["gap_worst"]) < 2e-4
+    assert float(rows["MCOS"]["gap_mean"]) > float(rows["repair of nothing"]["gap_mean"])
+    for row in rows.values():
+        assert 0 < float(row["p50_us"]) <= float(row["p99_us"])
+        assert float(row["channels_per_second"]) > 0
+    for file in ("frontier.png", "frontier.pdf", "run.json"):
+        assert (tmp_path / file).stat().st_size > 500
+    (tmp_path / "frontier.pdf").unlink()
+    assert run(f"--output_dir={tmp_path}", "--plot_only", script="frontier").returncode == 0
+    assert (tmp_path / "frontier.pdf").exists()
+
+
+def test_certify_proves_every_row(tmp_path):
+    flags = ("--num_devices=3", "--log_bases=e", "--slots=0.3,1", "--channels=20")
+    result = run(*flags, f"--output_dir={tmp_path}", script="certify")
+    assert result.returncode == 0, result.stderr
+    rows = read(tmp_path)
+    assert len(rows) == 2
+    for row in rows:
+        assert float(row["certified"]) == float(row["optimal_fraction"]) == 1
+        assert int(row["false_bounds"]) == 0
+    bad = run("--log_bases=1", f"--output_dir={tmp_path}", script="certify")
+    assert "--log_bases must be finite numbers above 1" in bad.stderr
+
+
+def test_scale_writes_time_and_memory(tmp_path):
+    flags = ("--num_devices=4,16", "--work=64", "--repeats=1", f"--output_dir={tmp_path}")
+    result = run(*flags, script="scale")
+    assert result.returncode == 0, result.stderr
+    assert "slope" in result.stdout
+    rows = read(tmp_path)
+    assert [int(row["num_devices"]) for row in rows] == [4, 16]
+    assert all(float(row["bytes_per_channel"]) > 100 for row in rows)
+    assert (tmp_path / "scale.pdf").stat().st_size > 5000
