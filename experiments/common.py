@@ -24,17 +24,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import meco_jax
-from meco_jax import TrainConfig
 from meco_jax.checkpoint import write_atomically
-from meco_jax.training import check_config
 
 FLAGS = flags.FLAGS
 WORDS = ("scheme", "method", "family")  # columns that are no numbers
-OWN = {  # settings that the two trainings have apart
-    "learning_rate": "Adam's at the start",
-    "multiplier_step": "alpha, the rise of lambda by a violation",
-    "frozen_after": "part of the training after which batch statistics rest",
-}
 
 
 def define_flags() -> None:
@@ -44,67 +37,6 @@ def define_flags() -> None:
         "require_platform", None, ["cpu", "gpu", "tpu"],
         "stop unless JAX runs on this kind of device",
     )  # fmt: skip
-
-
-def define_sweep_flags() -> None:
-    """Define what every sweep of trainings has: seeds, test channels, lanes."""
-    flags.DEFINE_list("seeds", ["0"], "task seeds, comma separated; one training each and scheme")
-    flags.DEFINE_integer("test_channels", 2000, "fresh channels to evaluate on", lower_bound=2)
-    flags.DEFINE_integer(
-        "lane_batch", None, "lanes trained at once; default: 1 on a CPU, elsewhere all",
-        lower_bound=1,
-    )  # fmt: skip
-
-
-def define_training_flags() -> None:
-    """Define how BCOS and PCOS are trained; defaults are the library's."""
-    default = check_config(TrainConfig())
-    pcos = check_config(TrainConfig(scheme="pcos"))
-    flags.DEFINE_integer("num_channels", default.num_channels, "training channels", lower_bound=1)
-    flags.DEFINE_integer("batch_size", default.batch_size, "channels a minibatch", lower_bound=1)
-    flags.DEFINE_integer(
-        "epochs", default.epochs, "passes over the training channels", lower_bound=1
-    )
-    flags.DEFINE_list("hidden", [str(n) for n in default.hidden], "widths of the hidden layers")
-    flags.DEFINE_float(
-        "final_learning_rate", default.final_learning_rate, "the end's part of the start's",
-        lower_bound=0, upper_bound=1,
-    )  # fmt: skip
-    flags.DEFINE_float(
-        "multiplier", default.multiplier,
-        "lambda at the start, in mean local energies a slot", lower_bound=0,
-    )  # fmt: skip
-    for prefix, scheme, config in (("", "BCOS", default), ("pcos_", "learned PCOS", pcos)):
-        for name, meaning in OWN.items():
-            flags.DEFINE_float(
-                f"{prefix}{name}", getattr(config, name), f"{scheme}: {meaning}", lower_bound=0
-            )
-    flags.DEFINE_enum(
-        "slope", default.slope, ["teacher", "zero", "straight_through"],
-        "slope of the binary layer's backward pass",
-    )  # fmt: skip
-    flags.DEFINE_bool(
-        "share_resources", default.share_resources,
-        "teacher and student share their time and power branches",
-    )  # fmt: skip
-    flags.DEFINE_enum(
-        "input_scaling", default.input_scaling, ["log", "raw"], "log-gain or raw amplitude as input"
-    )
-
-
-def train_configs() -> dict[str, TrainConfig]:
-    """Read the settings of the "bcos" and "pcos" trainings from the flags."""
-    names = ("num_channels", "batch_size", "epochs", "final_learning_rate", "multiplier",
-             "slope", "share_resources", "input_scaling")  # fmt: skip
-    shared: dict[str, Any] = {name: FLAGS[name].value for name in names}
-    shared |= {"hidden": tuple(integers("hidden", low=1))}
-    shared |= {"chunk_epochs": max(n for n in range(1, 6) if FLAGS.epochs % n == 0)}
-    bcos: dict[str, Any] = {name: FLAGS[name].value for name in OWN}
-    pcos: dict[str, Any] = {name: FLAGS[f"pcos_{name}"].value for name in OWN}
-    return {
-        "bcos": TrainConfig(**shared, **bcos),
-        "pcos": TrainConfig(**shared, **pcos, scheme="pcos"),
-    }
 
 
 def integers(name: str, low: int) -> list[int]:
@@ -225,7 +157,7 @@ def clock(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, tupl
 class Bar:
     """A progress bar with the time left; plain lines where the output is no terminal."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: float) -> None:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -238,17 +170,23 @@ class Bar:
         self._live = console.is_terminal
         self._progress = Progress(*columns, console=console, disable=not self._live)
         self._task = self._progress.add_task("", total=total)
-        self._total, self._done, self._shown, self._start = total, 0.0, 0, time.time()
+        self._total, self._done, self._skipped, self._shown = total, 0.0, 0.0, 0
+        self._start = time.time()
+
+    def skip(self, amount: float) -> None:
+        """Count ``amount`` of the total as done by an earlier run."""
+        self._skipped += amount
+        self._done += amount
 
     def advance(self, amount: float, text: str) -> None:
         """Count ``amount`` more of the total as done and show ``text``."""
         self._done += amount
         self._progress.update(self._task, completed=self._done, description=text)
-        percent = int(100 * self._done / self._total)
+        percent = int(100 * self._done / self._total + 1e-9)
         if not self._live and percent // 5 > self._shown // 5:
             self._shown = percent
             elapsed = time.time() - self._start
-            left = elapsed * (self._total - self._done) / self._done
+            left = elapsed * (self._total - self._done) / max(self._done - self._skipped, 1e-9)
             print(f"{percent:3d} %  {elapsed:5.0f} s done  {left:5.0f} s left  {text}", flush=True)
 
     def __enter__(self) -> Bar:

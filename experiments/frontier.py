@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rivals
+import trainings
 from absl import app, flags
 
 from meco_jax import Policy, Solution, System, allocate, figures, repair, sample_channels, train
@@ -35,8 +36,9 @@ from meco_jax.training import check_config
 
 FLAGS = flags.FLAGS
 common.define_flags()
-common.define_training_flags()
+trainings.define_training_flags()
 flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(trainings)
 flags.DEFINE_list("num_devices", ["14", "20"], "the K to compare at, a panel each")
 flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
 flags.DEFINE_float("log_base", 2.0, "base of the logarithm in (3)", lower_bound=1.001)
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> None:
         draw(folder, common.read_csv(folder / "results.csv"))
         return
     devices = common.integers("num_devices", low=1)
-    config = common.train_configs()["bcos"]
+    config = trainings.train_configs()["bcos"]
     try:
         check_config(config)
     except ValueError as error:

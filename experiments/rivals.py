@@ -70,11 +70,13 @@ class Clarabel:
         self.attempts: tuple[dict[str, Any], ...] = ({}, {"linesearch_backtrack_step": 0.5})
         self.solver, self.failed = cp.CLARABEL, cp.error.SolverError
 
-    def solve(self, p: SimpleNamespace, tolerance: float) -> tuple[float, np.ndarray | None]:
+    def solve(
+        self, p: SimpleNamespace, tolerance: float, most_nodes: int = 100_000
+    ) -> tuple[float, np.ndarray | None]:
         """Return the optimum [J], infinite if infeasible, and its decision ``[K]``.
 
         Raises:
-            ArithmeticError: if Clarabel fails on a node.
+            ArithmeticError: if Clarabel fails on a node, or there are more than ``most_nodes``.
         """
         reach = p.min_time <= p.slot
         if np.any(p.forced & ~reach):
@@ -90,7 +92,9 @@ class Clarabel:
             self.given[name].value = value
         best, decision = np.inf, None
         stack = [(p.forced.astype(float), reach.astype(float))]
-        while stack:
+        for _ in range(most_nodes):
+            if not stack:
+                return best * unit, decision
             low, high = stack.pop()
             if low @ p.min_time > p.slot:
                 continue  # Clarabel may fail where there is nothing to find
@@ -106,7 +110,7 @@ class Clarabel:
                 down, up = low.copy(), high.copy()
                 down[k] = up[k] = side
                 stack.append((down, up))
-        return best * unit, decision
+        raise ArithmeticError(f"more than {most_nodes} nodes")
 
     def _relax(self, low: np.ndarray, high: np.ndarray) -> tuple[float, np.ndarray]:
         self.given["low"].value, self.given["high"].value = low, high

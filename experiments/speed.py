@@ -16,17 +16,19 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
+import trainings
 from absl import app, flags
 
-from meco_jax import optimal, pad_devices, sample_channels, solve, sweep, train
+from meco_jax import make_grid, optimal, pad_devices, sample_channels, solve, train, train_grid
 from meco_jax.allocation import Grid, link, price_grid, relax, set_energy
 from meco_jax.solver import DEVICE_MULTIPLE
 from meco_jax.system import check_system, forced, table1
 
 FLAGS = flags.FLAGS
 common.define_flags()
-common.define_training_flags()
+trainings.define_training_flags()
 flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(trainings)
 flags.DEFINE_integer("num_devices", 20, "K", lower_bound=1)
 flags.DEFINE_integer("lanes", 4, "lanes trained together", lower_bound=1)
 flags.DEFINE_integer("repeats", 3, "timed repetitions, the fastest counts", lower_bound=1)
@@ -46,17 +48,12 @@ def main(argv: list[str]) -> None:
 
 def training_rows() -> list[dict[str, Any]]:
     """Milliseconds a step and lane, and the seconds to compile."""
-    systems = sweep.stack_systems([table1(FLAGS.num_devices)] * FLAGS.lanes)
-    keys = jax.random.split(jax.random.key(0), FLAGS.lanes)
+    lanes = make_grid({"num_devices": [FLAGS.num_devices], "seed": range(FLAGS.lanes)})
     rows = []
-    for scheme, config in common.train_configs().items():
+    for scheme, config in trainings.train_configs().items():
         steps = config.epochs * config.steps_per_epoch * FLAGS.lanes
         for name, size in (("lax.map", 1), ("vmap", FLAGS.lanes)):
-
-            def run(config: Any = config, size: int = size) -> None:
-                policies, _ = sweep.train_lanes(systems, keys.copy(), config, batch_size=size)
-                jax.block_until_ready(policies)
-
+            run = partial(train_grid, lanes, config, batch_size=size)
             first, best = common.clock({name: run}, FLAGS.repeats)[name]
             rows.append(row(f"{scheme} step, {name}", 1e3 * best / steps, "ms a step and lane"))
             rows.append(row(f"{scheme} compile, {name}", first - best, "s"))
@@ -66,7 +63,7 @@ def training_rows() -> list[dict[str, Any]]:
 def solving_rows() -> list[dict[str, Any]]:
     """Microseconds a channel in a batch, and of one channel alone."""
     system = table1(FLAGS.num_devices)
-    config = common.train_configs()["bcos"]
+    config = trainings.train_configs()["bcos"]
     policy, _ = train(system, key=jax.random.key(1), config=config)
     h = sample_channels(jax.random.key(2), system, 1024)
     rows = []

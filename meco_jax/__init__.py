@@ -6,10 +6,11 @@ the paper's policy. Units are SI; see ``meco_jax.system`` for the symbols.
 
 from meco_jax.allocation import Solution, allocate
 from meco_jax.checkpoint import load_policy, save_policy
+from meco_jax.evaluation import evaluate_grid
 from meco_jax.network import Policy
 from meco_jax.schemes import mcos, mcos_partial, pcos, repair
 from meco_jax.solver import solve
-from meco_jax.sweep import train_lanes
+from meco_jax.sweep import make_grid, train_grid
 from meco_jax.system import System, pad_devices, sample_channels, table1
 from meco_jax.training import TrainConfig, train
 
@@ -19,7 +20,9 @@ __all__ = [
     "System",
     "TrainConfig",
     "allocate",
+    "evaluate_grid",
     "load_policy",
+    "make_grid",
     "mcos",
     "mcos_partial",
     "pad_devices",
@@ -30,7 +33,7 @@ __all__ = [
     "solve",
     "table1",
     "train",
-    "train_lanes",
+    "train_grid",
 ]
 
 __version__ = "0.1.0"

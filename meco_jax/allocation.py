@@ -192,7 +192,9 @@ def set_energy(link: Link, offload: jax.Array) -> tuple[jax.Array, jax.Array]:
     mu = jnp.where(jnp.any(sends), jnp.exp(log_mu), 0.0)
     dual = jnp.sum(jnp.where(sends, sent * priced_cost(link, log_mu), 0.0)) - mu * link.slot + kept
     energy = dual + jax.lax.stop_gradient(energy - dual)
-    return jnp.where(fit, energy, jnp.inf), time
+    # A set on the edge of fitting may fit here and not above, computed with other rounding.
+    stranded = jnp.any(link.usable & (offload > 0) & (time <= 0))
+    return jnp.where(fit & ~stranded, energy, jnp.inf), time
 
 
 def send_power(link: Link, offload: jax.Array, time: jax.Array) -> jax.Array:
@@ -238,19 +240,27 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
     high = jnp.max(jnp.where(wanted, jnp.maximum(leave, cap), -jnp.inf)) + 0.1
     low, high = jnp.where(any_wanted, low, 0.0), jnp.where(any_wanted, high, 0.0)
 
-    def demand(log_mu: jax.Array) -> tuple[jax.Array, jax.Array]:
-        cheaper = wanted & (priced_cost(link, log_mu) < link.local)
-        offload = jnp.where(cheaper, 1.0, must)
-        return offload, offload * link.load / best_nats(link, log_mu)
+    def demand(log_mu: jax.Array) -> jax.Array:
+        return jnp.where(wanted & (priced_cost(link, log_mu) < link.local), 1.0, must)
 
-    def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bracket
+    def times(log_mu: jax.Array, offload: jax.Array) -> jax.Array:
+        return offload * link.load / best_nats(link, log_mu)
+
+    def halve(_: int, bracket: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        low, high, offload_low, offload_high = bracket
         middle = (low + high) / 2
-        full = jnp.sum(demand(middle)[1]) >= link.slot
-        return jnp.where(full, middle, low), jnp.where(full, high, middle)
+        offload = demand(middle)
+        full = jnp.sum(times(middle, offload)) >= link.slot
+        return (
+            jnp.where(full, middle, low), jnp.where(full, high, middle),
+            jnp.where(full, offload, offload_low), jnp.where(full, offload_high, offload),
+        )  # fmt: skip
 
-    low, high = jax.lax.fori_loop(0, BISECTION_STEPS, halve, jax.lax.stop_gradient((low, high)))
-    (offload_low, time_low), (offload_high, time_high) = demand(low), demand(high)
+    # The offloading goes through the loop: computed again, rounding might turn it.
+    bracket = jax.lax.stop_gradient((low, high, demand(low), demand(high)))
+    bracket = jax.lax.fori_loop(0, BISECTION_STEPS, halve, bracket)
+    low, high, offload_low, offload_high = bracket
+    time_low, time_high = times(low, offload_low), times(high, offload_high)
     spare, extra = link.slot - jnp.sum(time_high), jnp.sum(time_low - time_high)
     blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, 1.0)
     bound = jnp.maximum(_dual(link, must, low), _dual(link, must, high))

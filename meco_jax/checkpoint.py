@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and trained policies as ``.npz`` without pickles."""
+"""Files, written whole or not at all: trained policies without pickles, runs to resume."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,7 @@ from meco_jax import system as sy
 from meco_jax.network import Network, Policy, init_variables
 
 FORMAT = "meco_jax policy 1"
+SAVE_SECONDS = 20.0  # between two checkpoints of a run
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -88,6 +90,83 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
             )
     tree = unflatten_dict({tuple(name.split("/")): leaf for name, leaf in arrays.items()})
     return wanted.replace(variables=tree["variables"], system=sy.System(**tree["system"]))
+
+
+class RunStore:
+    """Keep the latest checkpoints of one training in a folder, by Orbax."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Open or make the folder.
+
+        Args:
+            folder: of this training alone.
+            settings: all that the training depends on, JSON values by name.
+
+        Raises:
+            ValueError: if the folder holds a training with other settings.
+        """
+        import orbax.checkpoint as ocp  # here, since it takes a second
+
+        self._args = ocp.args
+        folder = folder.absolute()
+        (folder / "epochs").mkdir(parents=True, exist_ok=True)
+        record = folder / "settings.json"
+        settings = json.loads(json.dumps(settings))
+        if record.exists():
+            known = json.loads(record.read_text())
+            for name in sorted(known.keys() | settings.keys()):
+                if known.get(name) != settings.get(name):
+                    raise ValueError(
+                        f"{name} must be {known.get(name)} to go on with the run in {folder}; "
+                        f"got {settings.get(name)}"
+                    )
+        text = json.dumps(settings, indent=2).encode()
+        write_atomically(record, lambda file: file.write(text))
+        own = jax.process_index()
+        self._manager = ocp.CheckpointManager(
+            folder / "epochs",
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=2,
+                create=False,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=False,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=own, active_processes={own}, barrier_sync_key_prefix=str(own)
+                ),
+            ),
+        )
+        self._saved = time.monotonic()
+
+    def load(self, state: Any) -> tuple[int, Any, list[dict[str, np.ndarray]]] | None:
+        """Return the epochs done, a state like ``state`` and the history, if there are any."""
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            return None
+        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+        wanted = self._args.Composite(
+            state=self._args.StandardRestore(like), history=self._args.StandardRestore()
+        )
+        saved = self._manager.restore(epoch, args=wanted)
+        columns = {name: np.asarray(column) for name, column in saved["history"].items()}
+        rows = [{n: c[i] for n, c in columns.items()} for i in range(len(columns["step"]))]
+        return epoch, jax.tree.map(np.asarray, saved["state"]), rows
+
+    def save(
+        self, epoch: int, state: Callable[[], Any], history: list[dict[str, np.ndarray]], last: bool
+    ) -> None:
+        """Save at most every ``SAVE_SECONDS``, and the last time always."""
+        if not last and time.monotonic() - self._saved < SAVE_SECONDS:
+            return
+        columns = {name: np.stack([row[name] for row in history]) for name in history[0]}
+        content = self._args.Composite(
+            state=self._args.StandardSave(state()), history=self._args.StandardSave(columns)
+        )
+        self._manager.save(epoch, args=content)
+        self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._manager.close()
 
 
 def _leaves(policy: Policy) -> dict[str, jax.Array]:

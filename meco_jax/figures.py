@@ -50,14 +50,15 @@ STUDENT_T = (np.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 9
 
 
 def energy_figure(
-    num_devices: Sequence[int], energy: Mapping[str, np.ndarray], slot: float
+    x: Sequence[float], energy: Mapping[str, np.ndarray], label: str, title: str
 ) -> Figure:
-    """Draw the paper's Figure 4, and beside it how far the schemes are from the optimum.
+    """Draw the paper's Figure 4 or 5, and beside it how far the schemes are from the optimum.
 
     Args:
-        num_devices: the K drawn, ``[M]``.
+        x: the swept values, ``[M]``.
         energy: by scheme, mean energies by task seed ``[S, M]`` [J]; "optimal" among them.
-        slot: T [s], for the title.
+        label: of the x axis.
+        title: what is not swept.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.8))
@@ -65,27 +66,86 @@ def energy_figure(
         for scheme in [name for name in SCHEMES if name in energy]:
             # The schemes share their tasks: one band shows how far these move all of them.
             band: Literal["log"] | None = "log" if scheme in ("mcos", "optimal") else None
-            draw_scheme(left, num_devices, energy[scheme], scheme, band)
+            draw_scheme(left, x, energy[scheme], scheme, band)
             if scheme not in ("mcos", "optimal"):
                 excess = 100 * (energy[scheme] / energy["optimal"] - 1)
-                draw_scheme(right, num_devices, excess, scheme, "linear")
-        left.set(ylabel="weighted sum energy [J]", yscale="log", title=f"T = {slot:g} s")
+                draw_scheme(right, x, excess, scheme, "linear")
+        left.set(ylabel="weighted sum energy [J]", yscale="log", title=title)
         right.set(ylabel="energy over the optimum of P1 [%]", title="gap to the optimum")
         right.axhline(0, color="black", linewidth=0.8)
         for axes in (left, right):
-            axes.set(xlabel="number of devices K [-]", xticks=list(num_devices))
+            axes.set(xlabel=label, xticks=list(x) if len(x) < 10 else list(x)[::3])
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
+def delay_figure(
+    times: Mapping[str, np.ndarray],
+    probabilities: np.ndarray,
+    late: Mapping[str, float],
+    slot: float,
+    title: str,
+) -> Figure:
+    """Draw the paper's Figure 6: the distribution of the time that all offloading takes.
+
+    Args:
+        times: by scheme, quantiles of sum t' by task seed ``[S, Q]`` [s].
+        probabilities: of the quantiles ``[Q]``.
+        late: by scheme, the share of channels beyond the deadline, for the legend.
+        slot: T [s], the deadline.
+        title: of the figure.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.8))
+        axes = figure.subplots()
+        for scheme in [name for name in SCHEMES if name in times]:
+            label, style = SCHEMES[scheme]
+            label = f"{label}: {100 * late[scheme]:.1f} % late"
+            marks = {"markevery": 50} | style
+            axes.plot(np.mean(times[scheme], axis=0), probabilities, label=label, **marks)
+        axes.axvline(slot, color="black", linewidth=1.0)
+        axes.annotate("deadline T", (slot, 0.02), (3, 0), textcoords="offset points", fontsize=8)
+        axes.set(xlabel="sum of the offloading times [s]", ylabel="share of channels [-]")
+        axes.set(title=title, xlim=(0, 1.3 * slot), ylim=(0, 1))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def plane_figure(
+    num_devices: Sequence[float], slots: Sequence[float], panels: Mapping[str, np.ndarray]
+) -> Figure:
+    """Draw heat maps over the (K, T) plane.
+
+    Args:
+        num_devices: K ``[M]``.
+        slots: T ``[N]`` [s].
+        panels: by title, values ``[N, M]``; NaN stays white.
+    """
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(9.0, 3.4))
+        for axes, (title, values) in zip(figure.subplots(1, len(panels)), panels.items()):
+            image = axes.imshow(values, origin="lower", aspect="auto", cmap="viridis")
+            figure.colorbar(image, ax=axes)
+            axes.set(title=title, xlabel="number of devices K [-]", ylabel="slot length T [s]")
+            axes.set_xticks(range(len(num_devices)), [f"{k:g}" for k in num_devices])
+            axes.set_yticks(range(len(slots)), [f"{t:g}" for t in slots])
+            for (row, column), value in np.ndenumerate(values):
+                dark = value < np.nanmin(values) + 0.6 * (np.nanmax(values) - np.nanmin(values))
+                if np.isfinite(value):
+                    axes.text(column, row, f"{value:.0f}" if abs(value) >= 10 else f"{value:.1f}",
+                              ha="center", va="center", fontsize=5,
+                              color="white" if dark else "black")  # fmt: skip
+    return figure
+
+
 def training_figure(
-    histories: Mapping[str, Mapping[str, np.ndarray]], lanes: Sequence[int]
+    histories: Mapping[str, Mapping[str, np.ndarray]], lanes: Sequence[str]
 ) -> Figure:
     """Draw how training went: energy, violation and multiplier against the steps.
 
     Args:
-        histories: by title, "step" ``[M]`` and metrics ``[M, L]`` as ``train_lanes`` returns them.
-        lanes: number of devices of each lane, ``[L]``.
+        histories: by title, "step" ``[M]`` and metrics ``[M, L]`` as ``train_grid`` returns them.
+        lanes: label of each lane, ``[L]``.
     """
     panels = (
         ("energy", "energy of the batch [J]"),
@@ -99,14 +159,13 @@ def training_figure(
         for row, (title, history) in zip(grid, histories.items(), strict=True):
             role = "student" if "student_energy" in history else "teacher"
             for axes, (metric, label) in zip(row, panels, strict=True):
-                for lane, num_devices in enumerate(lanes):
+                for lane, name in enumerate(lanes):
                     values = history[f"{role}_{metric}"][:, lane]
-                    axes.plot(history["step"], values, color=colors[lane], label=f"{num_devices}")
+                    axes.plot(history["step"], values, color=colors[lane], label=name)
                 axes.set(xlabel="step [-]", ylabel=label, yscale="log")
             row[1].set_title(f"{title} ({role})")
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        names = [f"K = {label}" for label in labels]
-        figure.legend(handles, names, loc="outside lower center", ncols=5)
+        figure.legend(handles, labels, loc="outside lower center", ncols=5)
     return figure
 
 

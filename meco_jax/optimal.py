@@ -61,27 +61,28 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
     uplinks, forced = link(system, h), sy.forced(system)
     relaxed = relax(uplinks, forced.astype(h.dtype))
     coarse = price_grid(uplinks, relaxed.log_mu, *COARSE)
-    base = forced | (coarse.saving[:, COARSE[0] // 2] > 0)
-    flips = flip_bounds(coarse, base, forced, uplinks.usable)
+    sent, kept = side_bounds(coarse, forced, uplinks.usable)
+    base = forced | (sent < kept)  # each device on the side that may be cheaper
+    flips = jnp.maximum(sent, kept)  # bounds the decisions in which it leaves that side
     order = jnp.argsort(flips)
     unclear, clear = order[: stage.unclear], order[stage.unclear :]
 
-    patterns = _patterns(len(unclear))  # [P, n] which of the unclear devices change sides
-    sets = jnp.logical_xor(patterns, base[unclear][None])  # [P, n] which of them send
-    allowed = ~jnp.any(patterns & jnp.isinf(flips[unclear])[None], axis=1)
+    sets = jnp.asarray(_patterns(len(unclear)))  # [P, n] which of the unclear devices send
+    stuck = sets & jnp.isinf(sent[unclear])[None] | ~sets & jnp.isinf(kept[unclear])[None]
     sending = base.at[unclear].set(False)
     least = jnp.where(uplinks.usable, uplinks.min_time, 0.0)
     used = jnp.sum(jnp.where(sending, least, 0.0)) + jnp.sum(sets * least[unclear][None], axis=1)
-    allowed &= used <= uplinks.slot * (1 + FIT_TOLERANCE)
+    allowed = ~jnp.any(stuck, axis=1) & (used <= uplinks.slot * (1 + FIT_TOLERANCE))
     bounds = jnp.where(allowed, set_bounds(coarse, base, unclear, sets), jnp.inf)
     likely = base.at[unclear].set(sets[jnp.argmin(bounds)])
     dual = coarse.offset - likely.astype(h.dtype) @ coarse.saving
-    fine = price_grid(uplinks, coarse.log_mu[jnp.argmax(dual)], *FINE)
+    _, peak = jax.lax.top_k(dual, 1)  # never computed twice, unlike argmax
+    fine = price_grid(uplinks, coarse.log_mu[peak[0]], *FINE)
     bounds = jnp.maximum(bounds, set_bounds(fine, base, unclear, sets))
 
-    lowest, picked = jax.lax.top_k(-bounds, min(stage.exact + 1, len(patterns)))
+    lowest, picked = jax.lax.top_k(-bounds, min(stage.exact + 1, len(sets)))
     left_out = jnp.min(flips[clear], initial=jnp.inf)
-    if len(patterns) > stage.exact:
+    if len(sets) > stage.exact:
         left_out = jnp.minimum(left_out, -lowest[-1])
         lowest, picked = lowest[:-1], picked[:-1]
     offload = jax.vmap(lambda s: base.at[unclear].set(s))(sets[picked]).astype(h.dtype)
@@ -107,16 +108,20 @@ def set_bounds(grid: Grid, base: jax.Array, unclear: jax.Array, sets: jax.Array)
     return jnp.max((grid.offset - fixed)[None] - saved, axis=1)
 
 
-def flip_bounds(grid: Grid, base: jax.Array, forced: jax.Array, usable: jax.Array) -> jax.Array:
-    """Bound from below every decision in which a device leaves its side in ``base``: ``[K]`` [J].
+def side_bounds(grid: Grid, forced: jax.Array, usable: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Bound from below every decision in which a device sends, and in which it does not.
 
     All other devices take their cheaper side: the maximum over prices of math note 3c, taken
-    device by device. Infinite where the device has no other side.
+    device by device. Infinite where the device cannot be on that side.
+
+    Returns:
+        The bounds ``[K]`` [J] if the device sends, and if it stays local.
     """
     chosen = jnp.where(forced[:, None], grid.saving, jnp.maximum(grid.saving, 0.0))
     least = grid.offset - jnp.sum(chosen, axis=0)  # [J] L(mu)
-    loss = jnp.maximum(jnp.where(base[:, None], grid.saving, -grid.saving), 0.0)
-    return jnp.where(forced | ~usable, jnp.inf, jnp.max(least[None] + loss, axis=1))
+    sent = jnp.max(least[None] + jnp.maximum(-grid.saving, 0.0), axis=1)
+    kept = jnp.max(least[None] + jnp.maximum(grid.saving, 0.0), axis=1)
+    return jnp.where(usable, sent, jnp.inf), jnp.where(forced, jnp.inf, kept)
 
 
 def search(

@@ -1,25 +1,29 @@
-"""Many trainings as one program: lanes of (system, key), padded to the largest K.
+"""Many trainings as one program: a grid of lanes, over devices, resumable.
 
-Lanes are mapped by ``jax.lax.map(..., batch_size=)``: one at a time on a CPU, where
-batched small matrix products are slower, all at once (``vmap``) on accelerators.
+A lane is one training: a system, a seed, and any settings of its own. Lanes stand in groups
+``[G, B]``: the G groups run one after another (``lax.map``), the B lanes of a group at once
+(``vmap``), spread over all devices of this process by a one-axis mesh. On a CPU B = 1, where
+batched small matrix products are slower; on accelerators all lanes that fit run at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from meco_jax import schemes
 from meco_jax import system as sy
-from meco_jax.allocation import FIT_TOLERANCE, Solution
+from meco_jax.checkpoint import RunStore
 from meco_jax.network import Policy
-from meco_jax.solver import solve
-from meco_jax.system import System
+from meco_jax.system import System, table1
 from meco_jax.training import (
     History,
     Metrics,
@@ -33,52 +37,162 @@ from meco_jax.training import (
     train_loop,
 )
 
-
-def stack_systems(systems: Sequence[System]) -> System:
-    """Pad systems to the largest K and stack their leaves on a leading lane axis."""
-    largest = max(system.num_devices for system in systems)
-    padded = [sy.check_system(sy.pad_devices(system, largest)) for system in systems]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
+SCALARS = tuple(name for name in sy.SYSTEM_RANGES if name not in sy.PER_DEVICE)
+NUMBERS = ("learning_rate", "final_learning_rate", "frozen_after", "multiplier", "multiplier_step")
+DRAWS = {"bcos": 0, "pcos": 1, "test": 2}  # folded into a lane's key
+LANE_BYTES = 4 * 2**30  # of the channels of the lanes that run at once
 
 
-def train_lanes(
-    systems: System,
-    keys: jax.Array,
+class Lanes(NamedTuple):
+    """Trainings that run as one program, ``[L]`` of them; see ``make_grid``."""
+
+    points: tuple[dict[str, float], ...]  # by axis, where each lane stands in the grid
+    systems: System  # [L, ...] leaves, padded to the largest K
+    seeds: np.ndarray  # [L] training seeds
+    settings: dict[str, np.ndarray]  # numeric fields of TrainConfig that the grid sets, [L]
+
+    def part(self, which: slice) -> Lanes:
+        """Take some of the lanes."""
+        take = partial(jax.tree.map, lambda leaf: leaf[which])
+        return Lanes(self.points[which], *map(take, self[1:]))
+
+
+def make_grid(axes: Mapping[str, Sequence[float]]) -> Lanes:
+    """Make the lanes of a full grid, the last axis fastest.
+
+    Args:
+        axes: values by name: "num_devices" K (14 by default), "slot" T [s] and any other scalar
+            field of ``System``, any numeric field of ``TrainConfig``, "task_seed" and
+            "train_seed", or "seed" for both (0 by default).
+
+    Raises:
+        ValueError: if a name is unknown, an axis is empty, or a value is out of its range.
+    """
+    known = ("num_devices", "seed", "task_seed", "train_seed", *SCALARS, *NUMBERS)
+    for name, values in axes.items():
+        if name not in known:
+            raise ValueError(f"axes must be among {', '.join(known)}; got {name!r}")
+        if not len(values):
+            raise ValueError(f"axes must have values each; got none for {name!r}")
+    points = tuple(dict(zip(axes, point)) for point in itertools.product(*axes.values()))
+    column = lambda name, default: np.array([p.get(name, default) for p in points])  # noqa: E731
+    seeds = column("seed", 0)
+    task_seeds, train_seeds = (
+        column(name, 0) if name in axes else seeds for name in ("task_seed", "train_seed")
+    )
+    num_devices = column("num_devices", 14)
+    if np.min(num_devices) < 1:
+        raise ValueError(f"num_devices must be at least 1; got {np.min(num_devices)}")
+    systems = jax.vmap(lambda seed: table1(int(np.max(num_devices)), seed=seed))(task_seeds)
+    active = np.arange(systems.num_devices) < num_devices[:, None]
+    given = {name: column(name, 0.0) for name in SCALARS if name in axes}
+    systems = sy.check_system(systems.replace(active=active, **given))
+    padded = {name: np.where(active, getattr(systems, name), 0) for name in sy.PER_DEVICE}
+    settings = {name: column(name, 0.0).astype(np.float32) for name in NUMBERS if name in axes}
+    return Lanes(points, sy.check_system(systems.replace(**padded)), train_seeds, settings)
+
+
+def train_grid(
+    lanes: Lanes,
     config: TrainConfig | None = None,
     *,
     batch_size: int | None = None,
     report: Report | None = None,
+    folder: str | PathLike[str] | None = None,
 ) -> tuple[Policy, History]:
-    """Train one policy a lane, all in one program; a lane equals its single ``train``.
+    """Train one policy a lane, all in one program.
+
+    A lane equals ``train`` with the key ``lane_key(seed, config.scheme)``.
 
     Args:
-        systems: stacked systems, ``[L, ...]`` leaves, see ``stack_systems``.
-        keys: PRNG keys ``[L]``, consumed.
-        config: the settings, shared by all lanes.
-        batch_size: lanes that run at once; by default 1 on a CPU, elsewhere all.
+        lanes: from ``make_grid``.
+        config: the settings that all lanes share.
+        batch_size: lanes that run at once; by default ``lane_batch_size``.
         report: called after every chunk with the number of steps done and the metrics ``[L]``.
+        folder: keeps checkpoints here; a run that they hold goes on where it ended.
 
     Returns:
         The stacked policies, see ``take_lane``, and the history, arrays ``[chunks, L]``.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: if a value is out of its range, or ``folder`` holds a run with other
+            settings.
     """
     config = check_config(config or TrainConfig())
-    size = lane_batch_size(len(keys)) if batch_size is None else batch_size
-    runs = _start_lanes(keys, systems, config, size)
-    runs, history = train_loop(partial(_advance_lanes, size=size), runs, systems, config, report)
-    return make_policy(runs.state, systems, config), history
+    for name, values in lanes.settings.items():
+        for value in (np.min(values), np.max(values)):
+            check_config(config.replace(**{name: float(value)}))
+    groups = Groups(len(lanes.points), batch_size or lane_batch_size(lanes, config))
+    arrays = groups.split((lanes.systems, lanes.seeds, lanes.settings))
+    runs = _start_lanes(arrays, config, groups.size)
+    first, rows, store = 0, list[dict[str, np.ndarray]](), None
+    if folder is not None:
+        store = RunStore(Path(folder), _describe(lanes, config))
+        saved = store.load(groups.join(runs.state))
+        if saved:
+            first, state, rows = saved
+            runs = runs._replace(state=groups.split(state))
+
+    def step(runs: Run, epoch: int) -> tuple[Run, Metrics]:
+        runs, metrics = _advance_lanes(runs, epoch, arrays, config, groups.size)
+        return runs, groups.join(metrics)
+
+    def save(epoch: int, runs: Run, rows: list[dict[str, np.ndarray]]) -> None:
+        if store:
+            store.save(epoch, lambda: groups.join(runs.state), rows, epoch == config.epochs)
+
+    runs, history = train_loop(step, runs, config, report, first, rows, save)
+    if store:
+        store.close()
+    policies = make_policy(groups.join(runs.state), lanes.systems, config)
+    return jax.tree.map(jnp.asarray, policies), history
 
 
-def map_lanes(function: Callable[..., Any], lanes: tuple[Any, ...], size: int) -> Any:
-    """Map ``function(*lane)`` over the leading axis of ``lanes``, ``size`` lanes at once."""
-    return jax.lax.map(lambda lane: function(*lane), lanes, batch_size=size if size > 1 else None)
+class Groups:
+    """How L lanes stand as ``[G, B]`` on the devices of this process."""
+
+    def __init__(self, num_lanes: int, size: int) -> None:
+        devices = np.array(jax.local_devices())
+        self.lanes = num_lanes
+        self.size = -(-min(size, num_lanes) // len(devices)) * len(devices)  # B
+        self.number = -(-num_lanes // self.size)  # G
+        self._sharding = NamedSharding(Mesh(devices, ("lane",)), PartitionSpec(None, "lane"))
+
+    def split(self, tree: Any) -> Any:
+        """Lay out ``[L, ...]`` leaves as ``[G, B, ...]``; copies of the first lanes fill up."""
+        index = np.resize(np.arange(self.lanes), (self.number, self.size))
+        spread = lambda leaf: jax.device_put(np.asarray(leaf)[index], self._sharding)  # noqa: E731
+        return jax.tree.map(spread, tree)
+
+    def join(self, tree: Any) -> Any:
+        """Take ``[G, B, ...]`` leaves back to ``[L, ...]`` on the host."""
+        flat = lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[: self.lanes]  # noqa: E731
+        return jax.tree.map(flat, tree)
 
 
-def lane_batch_size(num_lanes: int) -> int:
-    """Return how many lanes should run at once here: 1 on a CPU, elsewhere all."""
-    return 1 if jax.default_backend() == "cpu" else num_lanes
+def map_groups(function: Callable[..., Any], grouped: Any, size: int) -> Any:
+    """Map ``function`` of one lane over ``[G, B, ...]`` leaves, B = ``size`` at once."""
+
+    def group(lanes: Any) -> Any:
+        if size > 1:
+            return jax.vmap(function)(lanes)
+        one = function(jax.tree.map(lambda leaf: leaf[0], lanes))
+        return jax.tree.map(lambda leaf: leaf[None], one)
+
+    return jax.lax.map(group, grouped)
+
+
+def lane_batch_size(lanes: Lanes, config: TrainConfig) -> int:
+    """Return how many lanes should run at once here: a device each on a CPU, elsewhere all."""
+    if jax.default_backend() == "cpu":
+        return len(jax.local_devices())
+    lane_bytes = 4 * config.num_channels * lanes.systems.num_devices
+    return max(1, min(len(lanes.points), LANE_BYTES * len(jax.local_devices()) // lane_bytes))
+
+
+def lane_key(seed: jax.Array | int, draw: str) -> jax.Array:
+    """Key of a lane's "bcos" or "pcos" training, or of its "test" channels."""
+    return jax.random.fold_in(jax.random.key(seed), DRAWS[draw])
 
 
 def take_lane(policies: Policy, lane: int) -> Policy:
@@ -100,135 +214,29 @@ def take_lane(policies: Policy, lane: int) -> Policy:
     )
 
 
-class Outcome(NamedTuple):
-    """What one scheme does on the test channels of every lane, ``[L, N]`` each."""
-
-    energy: jax.Array  # realised weighted energy, infinite where infeasible [J]
-    lower_bound: jax.Array  # the Lagrangian one of P1, the same for all schemes [J]
-    feasible: jax.Array  # bool: C1-C5 hold
-    sending_time: jax.Array  # sum of the realised offloading times t' [s]
-    offloaded: jax.Array  # share of the tasks that is sent [-]
-
-
-def evaluate_lanes(
-    policies: dict[str, Policy], keys: jax.Array, num_channels: int, size: int | None = None
-) -> dict[str, Outcome]:
-    """Run every scheme on the same fresh channels of each lane.
-
-    Args:
-        policies: the stacked policies "bcos" and "pcos" for the same systems.
-        keys: PRNG keys of the test channels ``[L]``, consumed.
-        num_channels: N, channels a lane.
-        size: lanes that run at once, see ``train_lanes``.
-
-    Returns:
-        Outcomes of "mcos", "mcos_partial", "pcos" (optimal), "pcos_learned", "bcos_raw" (the
-        network's own output), "bcos" (its decision made feasible) and "optimal", certified.
-    """
-    size = lane_batch_size(len(keys)) if size is None else size
-    h, outcomes = _evaluate_lanes(policies, keys, num_channels, size)
-    systems = policies["bcos"].system
-    optimum = solve(h, jax.tree.map(lambda leaf: leaf[:, None], systems), method="optimal")
-    judge = jax.vmap(jax.vmap(_outcome, (None, 0, 0, 0)))
-    return outcomes | {"optimal": judge(systems, h, optimum, outcomes["bcos"].lower_bound)}
-
-
-@partial(jax.jit, static_argnames=("num_channels", "size"))
-def _evaluate_lanes(
-    policies: dict[str, Policy], keys: jax.Array, num_channels: int, size: int
-) -> tuple[jax.Array, dict[str, Outcome]]:
-    def lane(policies: dict[str, Policy], key: jax.Array) -> tuple[jax.Array, dict[str, Outcome]]:
-        system = policies["bcos"].system
-        h = sy.sample_channels(key, system, num_channels)
-        raw = policies["bcos"](h)
-        solutions = {
-            "mcos": jax.vmap(partial(schemes.mcos, system))(h),
-            "mcos_partial": jax.vmap(partial(schemes.mcos_partial, system))(h),
-            "pcos": jax.vmap(partial(schemes.pcos, system))(h),
-            "pcos_learned": policies["pcos"](h),
-            "bcos_raw": raw,
-            "bcos": jax.vmap(partial(schemes.repair, system))(h, raw.offload),
-        }
-        judge = jax.vmap(partial(_outcome, system))
-        return h, {name: judge(h, found, raw.lower_bound) for name, found in solutions.items()}
-
-    return map_lanes(lane, (policies, keys), size)
-
-
-def _outcome(system: System, h: jax.Array, solution: Solution, bound: jax.Array) -> Outcome:
-    used = sy.transmit_time(system, h, solution.offload, solution.power)
-    return Outcome(
-        energy=solution.energy,
-        lower_bound=bound,
-        feasible=solution.feasible,
-        sending_time=jnp.sum(used),
-        offloaded=jnp.sum(solution.offload) / jnp.sum(system.active),
-    )
-
-
-def summarise(outcomes: dict[str, Outcome], systems: System, seed: int) -> list[dict[str, Any]]:
-    """Average outcomes over the channels that are feasible for all: one row a lane and scheme.
-
-    The rows of "lower_bound" hold the Lagrangian bound of P1 itself.
-
-    Args:
-        outcomes: from ``evaluate_lanes``.
-        systems: the lanes' stacked systems.
-        seed: goes into the rows.
-
-    Returns:
-        Rows with num_devices, slot, seed, scheme, energy_mean_j, energy_ci95_j (half width over
-        channels), feasible_fraction, deadline_met_fraction (sum t' <= T), offload_fraction,
-        gap_to_bound_mean and gap_to_optimum_mean (means of energy / bound - 1 and of energy /
-        optimum - 1) and infeasible_fraction, the share of all channels that is left out.
-    """
-    bounds = np.asarray(outcomes["optimal"].lower_bound, np.float64)
-    rows = []
-    for lane, (active, slot) in enumerate(zip(np.asarray(systems.active), systems.slot)):
-        keep = np.isfinite(bounds[lane])
-        bound = bounds[lane][keep]
-        optimum = np.asarray(outcomes["optimal"].energy[lane], np.float64)[keep]
-        base = {"num_devices": int(np.sum(active)), "slot": round(float(slot), 6), "seed": seed}
-        rest = {"infeasible_fraction": 1 - _mean(keep)}
-        for scheme, outcome in outcomes.items():
-            energy, _, feasible, sending_time, offloaded = (
-                np.asarray(leaf[lane], np.float64)[keep] for leaf in outcome
-            )
-            on_time = sending_time <= float(slot) * (1 + FIT_TOLERANCE)
-            means = _means(scheme, energy, (feasible, on_time, offloaded), bound, optimum)
-            rows.append(base | means | rest)
-        rows.append(base | _means("lower_bound", bound, ((), (), ()), bound, optimum) | rest)
-    return rows
-
-
-def _means(
-    scheme: str, energy: np.ndarray, fractions: tuple[Any, ...], bound: Any, optimum: Any
-) -> dict[str, Any]:
-    """Average one lane and scheme over its feasible channels ``[N]``."""
-    names = ("feasible_fraction", "deadline_met_fraction", "offload_fraction")
-    return {
-        "scheme": scheme,
-        "energy_mean_j": _mean(energy),
-        "energy_ci95_j": 1.96 * float(np.std(energy)) / max(len(energy), 1) ** 0.5,
-        **dict(zip(names, map(_mean, fractions))),
-        "gap_to_bound_mean": _mean(energy / bound - 1),
-        "gap_to_optimum_mean": _mean(energy / optimum - 1),
-    }
-
-
-def _mean(values: Any) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")
+def _describe(lanes: Lanes, config: TrainConfig) -> dict[str, Any]:
+    """Name all that a training depends on, as JSON: resuming with other values is wrong."""
+    settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    settings["hidden"] = list(config.hidden)
+    axes = {name: [float(p[name]) for p in lanes.points] for name in lanes.points[0]}
+    return settings | axes
 
 
 @partial(jax.jit, static_argnames="size")
-def _start_lanes(keys: jax.Array, systems: System, config: TrainConfig, size: int) -> Run:
-    return map_lanes(lambda key, system: start(key, system, config), (keys, systems), size)
+def _start_lanes(arrays: Any, config: TrainConfig, size: int) -> Run:
+    def lane(arrays: Any) -> Run:
+        system, seed, settings = arrays
+        return start(lane_key(seed, config.scheme), system, config.replace(**settings))
+
+    return map_groups(lane, arrays, size)
 
 
 @partial(jax.jit, static_argnames="size", donate_argnums=0)
 def _advance_lanes(
-    runs: Run, first_epoch: jax.Array, systems: System, config: TrainConfig, size: int
+    runs: Run, first_epoch: jax.Array, arrays: Any, config: TrainConfig, size: int
 ) -> tuple[Run, Metrics]:
-    return map_lanes(
-        lambda *lane: advance(lane[0], first_epoch, lane[1], config), (runs, systems), size
-    )
+    def lane(both: Any) -> tuple[Run, Metrics]:
+        run, (system, _, settings) = both
+        return advance(run, first_epoch, system, config.replace(**settings))
+
+    return map_groups(lane, (runs, arrays), size)

@@ -6,7 +6,7 @@ chunk of epochs, with randomness by ``fold_in(key, epoch)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -156,26 +156,41 @@ def train(
     config = check_config(config or TrainConfig())
     system = sy.check_system(system)
     run = _start(key, system, config)
-    run, history = train_loop(_advance, run, system, config, report)
+    run, history = train_loop(lambda *at: _advance(*at, system, config), run, config, report)
     return make_policy(run.state, system, config), history
 
 
 def train_loop(
-    advance: Callable[[Run, int, System, TrainConfig], tuple[Run, Metrics]],
+    advance: Callable[[Run, int], tuple[Run, Metrics]],
     run: Run,
-    system: System,
     config: TrainConfig,
     report: Report | None,
+    first_epoch: int = 0,
+    history: Sequence[dict[str, np.ndarray]] = (),
+    save: Callable[[int, Run, list[dict[str, np.ndarray]]], None] | None = None,
 ) -> tuple[Run, History]:
-    """Drive a jitted chunk from the host until ``config.epochs`` are done."""
-    history: list[dict[str, np.ndarray]] = []
-    for epoch in range(0, config.epochs, config.chunk_epochs):
-        run, metrics = advance(run, epoch, system, config)
-        step = (epoch + config.chunk_epochs) * config.steps_per_epoch
-        history.append({"step": np.asarray(step), **jax.device_get(metrics)})
+    """Drive a jitted chunk from the host until ``config.epochs`` are done.
+
+    Args:
+        advance: from a run and the number of its first epoch to the run after a chunk.
+        run: a training under way, ``first_epoch`` epochs old.
+        config: the settings.
+        report: called after every chunk with the number of steps done and the metrics.
+        first_epoch: where to go on.
+        history: metrics of the chunks before.
+        save: called after every chunk with the number of epochs done, the run and the history.
+    """
+    rows = list(history)
+    for epoch in range(first_epoch, config.epochs, config.chunk_epochs):
+        run, metrics = advance(run, epoch)
+        done = epoch + config.chunk_epochs
+        step = done * config.steps_per_epoch
+        rows.append({"step": np.asarray(step), **jax.device_get(metrics)})
+        if save is not None:
+            save(done, run, rows)
         if report is not None:
-            report(step, history[-1])
-    return run, {name: np.stack([row[name] for row in history]) for name in history[0]}
+            report(step, rows[-1])
+    return run, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def make_policy(state: TrainState, system: System, config: TrainConfig) -> Policy:

@@ -94,8 +94,8 @@ def test_against_an_independent_solver():
     for trial, (system, h, _) in enumerate(draw(rng, 42, largest=20)):
         try:
             problem = rivals.instance(system, np.asarray(h))
-            expected, decision = clarabel(len(h)).solve(problem, 1e-5)
-        except ArithmeticError:  # Clarabel's, on twenty equal devices
+            expected, decision = clarabel(len(h)).solve(problem, 1e-5, most_nodes=800)
+        except ArithmeticError:  # equal devices make large trees
             failed += 1
             continue
         system, h = pad_to(system.replace(active=np.ones(len(h), bool)), h, 20)
@@ -108,7 +108,7 @@ def test_against_an_independent_solver():
             again = optimal_set(system, h, decision).energy
             assert solution.lower_bound <= again * (1 + 2e-6)
     assert feasible >= 18
-    assert failed <= 2
+    assert failed <= 4
 
 
 @pytest.mark.skipif(not rivals.has_scip(), reason="needs pyscipopt, extra bench")
@@ -134,6 +134,22 @@ def test_certificates_hold_when_uncertified():
     assert np.all(first.energy[feasible] >= proven.lower_bound[feasible] * (1 - 1e-6))
     assert np.all(proven.energy[feasible] <= first.energy[feasible] * (1 + 1e-6))
     assert np.all(proven.lower_bound[feasible] >= first.lower_bound[feasible] * (1 - 1e-6))
+
+
+def test_certificates_are_true_for_every_channel_of_a_batch():
+    """One system, 2048 channels: what 1e-4 certifies, 1e-6 must not refute.
+
+    Each channel has a device that the relaxed price leaves indifferent up to rounding.
+    """
+    for log_base, num_devices in ((2.0, 20), (np.e, 14)):
+        system = table1(num_devices).replace(log_base=log_base)
+        h = sample_channels(jax.random.key(1), system, 2048)
+        coarse = solve(h, system, method="optimal")
+        fine = solve(h, system, method="optimal", tolerance=1e-6)
+        ok = np.asarray(fine.feasible)
+        assert np.all(certified(fine, 1.1e-6)[ok])
+        assert np.all(coarse.lower_bound[ok] <= fine.energy[ok] * (1 + 1e-6))
+        assert np.all(coarse.energy[ok] <= fine.energy[ok] * (1 + 1.01e-4))
 
 
 def test_larger_systems_are_certified():

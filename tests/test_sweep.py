@@ -1,8 +1,22 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from meco_jax import TrainConfig, pcos, sample_channels, solve, sweep, table1, train, train_lanes
+from meco_jax import (
+    TrainConfig,
+    checkpoint,
+    evaluate_grid,
+    make_grid,
+    pcos,
+    sample_channels,
+    solve,
+    sweep,
+    table1,
+    train,
+    train_grid,
+)
+from meco_jax.evaluation import Outcome, summarise
 
 CONFIG = TrainConfig(
     num_channels=200, batch_size=50, epochs=2, chunk_epochs=1, hidden=(16, 8), learning_rate=1e-3
@@ -11,17 +25,52 @@ DEVICES = (2, 5, 3)
 
 
 def lanes():
-    keys = jax.vmap(jax.random.key)(jnp.arange(3))
-    return sweep.stack_systems([table1(k) for k in DEVICES]), keys
+    return make_grid({"num_devices": DEVICES, "seed": [4]})
+
+
+def test_grid_is_the_product_of_its_axes():
+    grid = make_grid({"slot": [0.5, 1.0], "num_devices": [3, 2], "task_seed": [7],
+                      "learning_rate": [1e-3], "bandwidth": [2e7]})  # fmt: skip
+    points = [(p["slot"], p["num_devices"]) for p in grid.points]
+    assert points == [(0.5, 3), (0.5, 2), (1.0, 3), (1.0, 2)]
+    np.testing.assert_allclose(grid.settings["learning_rate"], 1e-3)
+    np.testing.assert_array_equal(grid.seeds, 0)
+    for lane, (slot, num_devices) in enumerate(points):
+        alone = table1(num_devices, slot, seed=7)
+        np.testing.assert_array_equal(grid.systems.task_bits[lane, :num_devices], alone.task_bits)
+        np.testing.assert_array_equal(grid.systems.task_bits[lane, num_devices:], 0)
+        assert np.sum(grid.systems.active[lane]) == num_devices
+        assert grid.systems.slot[lane] == np.float32(slot)
+        assert grid.systems.bandwidth[lane] == 2e7
+    assert grid.part(slice(1, 3)).points == grid.points[1:3]
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"speed": [1]}, "axes must be among .*; got 'speed'"),
+        ({"slot": []}, "axes must have values each; got none for 'slot'"),
+        ({"slot": [0.5, -1]}, "system.slot must be finite and above 0; got -1"),
+        ({"num_devices": [0]}, "num_devices must be at least 1; got 0"),
+    ],
+)
+def test_bad_axes_are_named(axes, message):
+    with pytest.raises(ValueError, match=message):
+        make_grid(axes)
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match=r"config\.multiplier must be finite and at least 0"):
+        train_grid(make_grid({"num_devices": [2], "multiplier": [1.0, -1.0]}), CONFIG)
 
 
 def test_lanes_equal_single_runs():
     """By lax.map and by vmap, padded to K = 5; the single runs are not padded."""
-    systems, _ = lanes()
-    for size in (1, 3):
-        policies, history = train_lanes(systems, lanes()[1], CONFIG, batch_size=size)
+    for size in (1, 2):  # 2: groups of two, the last one filled up
+        policies, history = train_grid(lanes(), CONFIG, batch_size=size)
         for lane, num_devices in enumerate(DEVICES):
-            single, alone = train(table1(num_devices), key=jax.random.key(lane), config=CONFIG)
+            key = sweep.lane_key(4, "bcos")
+            single, alone = train(table1(num_devices, seed=4), key=key, config=CONFIG)
             for name, values in alone.items():
                 together = history[name] if name == "step" else history[name][:, lane]
                 np.testing.assert_allclose(together, values, rtol=2e-3, atol=1e-5, err_msg=name)
@@ -33,26 +82,65 @@ def test_lanes_equal_single_runs():
             np.testing.assert_allclose(taken(h).time, single(h).time, rtol=5e-3, atol=1e-4)
 
 
-def test_lanes_compile_once():
-    systems, keys = lanes()
+def test_settings_of_a_lane_are_its_own():
+    grid = make_grid({"num_devices": [3], "learning_rate": [1e-3, 3e-2], "multiplier": [2.0]})
+    _, together = train_grid(grid, CONFIG)
+    for lane, rate in enumerate((1e-3, 3e-2)):
+        config = CONFIG.replace(learning_rate=rate, multiplier=2.0)
+        _, alone = train_grid(make_grid({"num_devices": [3]}), config)
+        np.testing.assert_allclose(
+            together["student_energy"][:, lane], alone["student_energy"][:, 0], rtol=1e-5
+        )
+
+
+def test_grid_compiles_once():
     before = sweep._advance_lanes._cache_size()
-    train_lanes(systems, keys, CONFIG.replace(hidden=(8, 8)))
-    train_lanes(systems, lanes()[1], CONFIG.replace(hidden=(8, 8), multiplier=1.0))
+    train_grid(lanes(), CONFIG.replace(hidden=(8, 8)))
+    train_grid(lanes(), CONFIG.replace(hidden=(8, 8), multiplier=1.0))
     assert sweep._advance_lanes._cache_size() == before + 1
 
 
+class KilledError(Exception):
+    pass
+
+
+def test_resume_is_bitwise_equal(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
+    config = CONFIG.replace(epochs=4)
+    whole, history = train_grid(lanes(), config)
+
+    def kill(step, _):
+        if step >= 8:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train_grid(lanes(), config, folder=tmp_path, report=kill)
+    seen = []
+    resumed, again = train_grid(
+        lanes(), config, folder=tmp_path, report=lambda step, _: seen.append(step)
+    )
+    assert seen == [12, 16]
+    for name, values in history.items():
+        np.testing.assert_array_equal(values, again[name], err_msg=name)
+    jax.tree.map(np.testing.assert_array_equal, whole.variables, resumed.variables)
+    finished, _ = train_grid(lanes(), config, folder=tmp_path, report=kill)  # nothing left to do
+    jax.tree.map(np.testing.assert_array_equal, whole.variables, finished.variables)
+    with pytest.raises(ValueError, match=r"batch_size must be 50 to go on with the run in .*; got"):
+        train_grid(lanes(), config.replace(batch_size=25), folder=tmp_path)
+    with pytest.raises(ValueError, match="num_devices must be"):
+        train_grid(make_grid({"num_devices": [2, 5]}), config, folder=tmp_path)
+
+
 def test_every_scheme_on_the_same_channels():
-    systems, _ = lanes()
     policies = {
-        scheme: train_lanes(systems, lanes()[1], CONFIG.replace(scheme=scheme))[0]
-        for scheme in ("bcos", "pcos")
+        scheme: train_grid(lanes(), CONFIG.replace(scheme=scheme))[0] for scheme in ("bcos", "pcos")
     }
-    outcomes = sweep.evaluate_lanes(policies, lanes()[1], 40)
+    outcomes = evaluate_grid(policies, lanes(), 40)
     learned = {"pcos_learned", "bcos_raw", "bcos"}
     assert set(outcomes) == {"mcos", "mcos_partial", "pcos", "optimal"} | learned
     for lane, num_devices in [(1, DEVICES[1])]:  # the others differ by padding only
-        system = table1(num_devices)
-        h = sample_channels(jax.random.key(lane), system, 40)
+        system = table1(num_devices, seed=4)
+        h = sample_channels(sweep.lane_key(4, "test"), system, 40)
         alone = solve(h, system, policy=sweep.take_lane(policies["bcos"], lane))
         np.testing.assert_allclose(outcomes["bcos"].energy[lane], alone.energy, rtol=1e-5)
         np.testing.assert_allclose(outcomes["bcos"].lower_bound[lane], alone.lower_bound, rtol=1e-5)
@@ -65,9 +153,9 @@ def test_every_scheme_on_the_same_channels():
         np.testing.assert_allclose(
             outcomes["bcos"].sending_time[lane], np.sum(alone.time, axis=1), rtol=1e-5
         )
-    rows = sweep.summarise(outcomes, systems, seed=9)
+    rows = summarise(outcomes, lanes())
     assert len(rows) == 3 * 8
-    assert all(row["seed"] == 9 for row in rows)
+    assert all(row["seed"] == 4 for row in rows)
     bound = next(r for r in rows if r["scheme"] == "lower_bound" and r["num_devices"] == 5)
     np.testing.assert_allclose(
         bound["energy_mean_j"], np.mean(outcomes["bcos"].lower_bound[1]), rtol=1e-5
@@ -79,14 +167,14 @@ def test_every_scheme_on_the_same_channels():
 def test_summary_leaves_infeasible_channels_out():
     """Two channels of three are feasible: means over two, a third infeasible."""
     leaf = lambda *x: jnp.array([x])  # noqa: E731
-    outcome = sweep.Outcome(
+    outcome = Outcome(
         energy=leaf(2.0, jnp.inf, 4.0), lower_bound=leaf(1.0, jnp.inf, 2.0),
         feasible=leaf(True, False, False), sending_time=leaf(0.4, 9.0, 0.6),
         offloaded=leaf(0.5, 0.0, 1.0),
     )  # fmt: skip
     optimum = outcome._replace(energy=leaf(1.5, jnp.inf, 3.0))
     outcomes = {"bcos": outcome, "optimal": optimum}
-    row, _, bound = sweep.summarise(outcomes, sweep.stack_systems([table1(4)]), seed=0)
+    row, _, bound = summarise(outcomes, make_grid({"num_devices": [4]}))
     assert row["energy_mean_j"] == 3.0
     assert row["feasible_fraction"] == row["deadline_met_fraction"] == 0.5
     assert row["offload_fraction"] == 0.75

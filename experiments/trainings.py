@@ -1,0 +1,222 @@
+"""What the experiments that train share: flags, and one program for all lanes.
+
+``run`` trains BCOS and learned PCOS in every lane of a grid, resumes what an earlier run
+left in --output_dir, and evaluates every scheme on the same fresh channels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import common
+import jax
+import numpy as np
+from absl import flags
+
+from meco_jax import (
+    Policy,
+    TrainConfig,
+    checkpoint,
+    evaluate_grid,
+    figures,
+    make_grid,
+    save_policy,
+    train_grid,
+)
+from meco_jax.evaluation import Outcome, summarise
+from meco_jax.sweep import Lanes, take_lane
+from meco_jax.training import History, check_config
+
+FLAGS = flags.FLAGS
+SHORT = {"num_devices": "k", "slot": "t"}  # in file names
+WORK = {"bcos": 2, "pcos": 1}  # BCOS trains a teacher and a student
+OWN = {  # settings that the two trainings have apart
+    "learning_rate": "Adam's at the start",
+    "multiplier_step": "alpha, the rise of lambda by a violation",
+    "frozen_after": "part of the training after which batch statistics rest",
+}
+
+
+def define_sweep_flags() -> None:
+    """Define what every sweep of trainings has: seeds, test channels, lanes."""
+    flags.DEFINE_list("seeds", ["0"], "task seeds, comma separated; one training each and scheme")
+    flags.DEFINE_bool("plot_only", False, "train nothing, draw again from --output_dir's csv")
+    flags.DEFINE_integer("test_channels", 2000, "fresh channels to evaluate on", lower_bound=2)
+    flags.DEFINE_float(
+        "save_seconds", 20.0, "least time between two checkpoints [s]", lower_bound=0
+    )
+    flags.DEFINE_integer(
+        "lane_batch", None, "lanes trained at once; default: 1 on a CPU, elsewhere all",
+        lower_bound=1,
+    )  # fmt: skip
+
+
+def define_training_flags() -> None:
+    """Define how BCOS and PCOS are trained; defaults are the library's."""
+    default = check_config(TrainConfig())
+    pcos = check_config(TrainConfig(scheme="pcos"))
+    flags.DEFINE_integer("num_channels", default.num_channels, "training channels", lower_bound=1)
+    flags.DEFINE_integer("batch_size", default.batch_size, "channels a minibatch", lower_bound=1)
+    flags.DEFINE_integer(
+        "epochs", default.epochs, "passes over the training channels", lower_bound=1
+    )
+    flags.DEFINE_list("hidden", [str(n) for n in default.hidden], "widths of the hidden layers")
+    flags.DEFINE_float(
+        "final_learning_rate", default.final_learning_rate, "the end's part of the start's",
+        lower_bound=0, upper_bound=1,
+    )  # fmt: skip
+    flags.DEFINE_float(
+        "multiplier", default.multiplier,
+        "lambda at the start, in mean local energies a slot", lower_bound=0,
+    )  # fmt: skip
+    for prefix, scheme, config in (("", "BCOS", default), ("pcos_", "learned PCOS", pcos)):
+        for name, meaning in OWN.items():
+            flags.DEFINE_float(
+                f"{prefix}{name}", getattr(config, name), f"{scheme}: {meaning}", lower_bound=0
+            )
+    flags.DEFINE_enum(
+        "slope", default.slope, ["teacher", "zero", "straight_through"],
+        "slope of the binary layer's backward pass",
+    )  # fmt: skip
+    flags.DEFINE_bool(
+        "share_resources", default.share_resources,
+        "teacher and student share their time and power branches",
+    )  # fmt: skip
+    flags.DEFINE_enum(
+        "input_scaling", default.input_scaling, ["log", "raw"], "log-gain or raw amplitude as input"
+    )
+
+
+def train_configs() -> dict[str, TrainConfig]:
+    """Read the settings of the "bcos" and "pcos" trainings from the flags."""
+    names = ("num_channels", "batch_size", "epochs", "final_learning_rate", "multiplier",
+             "slope", "share_resources", "input_scaling")  # fmt: skip
+    shared: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    shared |= {"hidden": tuple(common.integers("hidden", low=1))}
+    shared |= {"chunk_epochs": max(n for n in range(1, 6) if FLAGS.epochs % n == 0)}
+    bcos: dict[str, Any] = {name: FLAGS[name].value for name in OWN}
+    pcos: dict[str, Any] = {name: FLAGS[f"pcos_{name}"].value for name in OWN}
+    return {
+        "bcos": TrainConfig(**shared, **bcos),
+        "pcos": TrainConfig(**shared, **pcos, scheme="pcos"),
+    }
+
+
+class Results(NamedTuple):
+    """What ``run`` finds."""
+
+    lanes: Lanes
+    rows: list[dict[str, Any]]  # one a lane and scheme
+    outcomes: dict[str, Outcome]  # by scheme, [L, N]
+    histories: dict[str, History]  # "bcos" and "pcos", [chunks, L]
+
+
+def run(axes: Mapping[str, Sequence[float]], write: Callable[[Path, Results], None]) -> None:
+    """Train, evaluate and write a grid of lanes; the same command goes on where it was cut off.
+
+    Args:
+        axes: of the grid, see ``meco_jax.make_grid``; its "seed" is --seeds.
+        write: writes the experiment's own figures and tables into the folder.
+    """
+    configs = train_configs()
+    checkpoint.SAVE_SECONDS = FLAGS.save_seconds
+    try:
+        for config in configs.values():
+            check_config(config)
+        lanes = make_grid({**axes, "seed": common.integers("seeds", low=0)})
+    except ValueError as error:
+        common.stop(str(error))
+    started, folder = time.time(), common.prepare()
+    try:
+        policies, histories = train_all(lanes, configs, folder)
+        outcomes = evaluate_grid(policies, lanes, FLAGS.test_channels, FLAGS.lane_batch)
+        results = Results(lanes, summarise(outcomes, lanes), outcomes, histories)
+        common.write_csv(folder / "results.csv", results.rows)
+        write(folder, results)
+        for scheme, stacked in policies.items():
+            save_policies(folder, scheme, stacked, lanes)
+        common.write_run(folder / "run.json", started)
+    except KeyboardInterrupt:
+        common.stop(f"interrupted; the same command goes on from {folder}/checkpoints", 130)
+    except ValueError as error:
+        if "to go on with the run" not in str(error):
+            raise
+        common.stop(f"{error}; take another --output_dir, or the same flags")
+    print(f"wrote {folder} in {time.time() - started:.0f} s")
+
+
+def train_all(
+    lanes: Lanes, configs: dict[str, TrainConfig], folder: Path
+) -> tuple[dict[str, Policy], dict[str, History]]:
+    """Train BCOS, then PCOS, in all lanes: stacked policies and histories."""
+    number = len(lanes.points)
+    print(f"training {number} lanes on {jax.devices()[0]}", flush=True)
+    policies, histories = {}, {}
+    total = sum(WORK[scheme] * config.epochs for scheme, config in configs.items())
+    with common.Bar(total) as bar:
+        for scheme, config in configs.items():
+            show = Show(bar, scheme, config, number)
+            policies[scheme], histories[scheme] = train_grid(
+                lanes, config, batch_size=FLAGS.lane_batch, report=show,
+                folder=folder / "checkpoints" / scheme,
+            )  # fmt: skip
+            bar.skip(WORK[scheme] * config.epochs - show.done)
+    return policies, histories
+
+
+class Show:
+    """Reports the chunks of one training on the bar."""
+
+    def __init__(self, bar: common.Bar, scheme: str, config: TrainConfig, lanes: int) -> None:
+        self._bar, self._scheme, self._lanes = bar, scheme, lanes
+        self._role = "student" if scheme == "bcos" else "teacher"
+        self._steps, self._chunk = config.epochs * config.steps_per_epoch, config.chunk_epochs
+        self._chunk_steps = config.chunk_epochs * config.steps_per_epoch
+        self._began, self.done = time.time(), 0.0
+
+    def __call__(self, step: int, metrics: dict[str, np.ndarray]) -> None:
+        """Show steps a second over all lanes, and their mean energy."""
+        work = WORK[self._scheme] * self._chunk
+        if not self.done:  # chunks before are of an earlier run
+            self.done = work * (step / self._chunk_steps - 1)
+            self._bar.skip(self.done)
+        self.done += work
+        now = time.time()
+        rate, self._began = self._lanes * self._chunk_steps / (now - self._began), now
+        energy = np.mean(metrics[f"{self._role}_energy"])
+        self._bar.advance(
+            work,
+            f"{self._scheme} step {step} of {self._steps}, {self._lanes} lanes, "
+            f"{rate:.0f} lane steps/s, mean energy {energy:.4f} J",
+        )
+
+
+def save_policies(folder: Path, scheme: str, stacked: Policy, lanes: Lanes) -> None:
+    """Save the policy of every lane under a name that says where it stands in the grid."""
+    for lane, point in enumerate(lanes.points):
+        place = "_".join(f"{SHORT.get(name, name)}{value:g}" for name, value in point.items())
+        save_policy(folder / f"{scheme}_{place}.npz", take_lane(stacked, lane))
+
+
+def draw_training(folder: Path, results: Results, axis: str, label: str) -> None:
+    """Draw how training went along an axis, in the lanes of the first seed."""
+    points = results.lanes.points
+    lanes = [i for i, point in enumerate(points) if point["seed"] == points[0]["seed"]]
+    titles = {
+        scheme.upper(): {n: v if n == "step" else v[:, lanes] for n, v in history.items()}
+        for scheme, history in results.histories.items()
+    }
+    labels = [f"{label} = {points[i][axis]:g}" for i in lanes]
+    figures.save_figure(figures.training_figure(titles, labels), folder / "training")
+
+
+def report(rows: Sequence[Mapping[str, Any]], axis: str) -> None:
+    """Print the table of mean energies along an axis."""
+    energy = common.by_scheme(rows, axis, "energy_mean_j")
+    points = sorted({row[axis] for row in rows})
+    print("mean energy [J]    " + "".join(f"{f'{point:g}':>10}" for point in points))
+    for scheme, values in energy.items():
+        print(f"{scheme:<19}" + "".join(f"{value:10.4f}" for value in values.mean(axis=0)))

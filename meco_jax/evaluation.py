@@ -1,0 +1,141 @@
+"""Every scheme on the same fresh channels of every lane, and the table of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meco_jax import schemes
+from meco_jax import system as sy
+from meco_jax.allocation import FIT_TOLERANCE, Solution
+from meco_jax.network import Policy
+from meco_jax.solver import solve
+from meco_jax.sweep import Groups, Lanes, lane_key, map_groups
+from meco_jax.system import System
+
+
+class Outcome(NamedTuple):
+    """What one scheme does on the test channels of every lane, ``[L, N]`` each."""
+
+    energy: jax.Array  # realised weighted energy, infinite where infeasible [J]
+    lower_bound: jax.Array  # the Lagrangian one of P1, the same for all schemes [J]
+    feasible: jax.Array  # bool: C1-C5 hold
+    sending_time: jax.Array  # sum of the realised offloading times t' [s]
+    offloaded: jax.Array  # share of the tasks that is sent [-]
+
+
+def evaluate_grid(
+    policies: dict[str, Policy], lanes: Lanes, num_channels: int, batch_size: int | None = None
+) -> dict[str, Outcome]:
+    """Run every scheme on the same fresh channels of each lane.
+
+    Args:
+        policies: the stacked policies "bcos" and "pcos" of the lanes.
+        lanes: from ``make_grid``.
+        num_channels: N, channels a lane.
+        batch_size: lanes that run at once; by default one a device on a CPU, elsewhere 16.
+
+    Returns:
+        Outcomes of "mcos", "mcos_partial", "pcos" (optimal), "pcos_learned", "bcos_raw" (the
+        network's own output), "bcos" (its decision made feasible) and "optimal", certified.
+    """
+    size = batch_size or (1 if jax.default_backend() == "cpu" else 16)
+    groups = Groups(len(lanes.points), size)
+    h, outcomes = groups.join(
+        _evaluate(groups.split((policies, lanes.seeds)), num_channels, groups.size)
+    )
+    each = jax.tree.map(lambda leaf: leaf[:, None], lanes.systems)
+    optimum = solve(h, each, method="optimal")
+    best = _judge(lanes.systems, h, optimum, outcomes["bcos"].lower_bound)
+    return outcomes | {"optimal": jax.tree.map(np.asarray, best)}
+
+
+@partial(jax.jit, static_argnames=("num_channels", "size"))
+def _evaluate(arrays: Any, num_channels: int, size: int) -> tuple[jax.Array, dict[str, Outcome]]:
+    def lane(arrays: Any) -> tuple[jax.Array, dict[str, Outcome]]:
+        policies, seed = arrays
+        system = policies["bcos"].system
+        h = sy.sample_channels(lane_key(seed, "test"), system, num_channels)
+        raw = policies["bcos"](h)
+        solutions = {
+            "mcos": jax.vmap(partial(schemes.mcos, system))(h),
+            "mcos_partial": jax.vmap(partial(schemes.mcos_partial, system))(h),
+            "pcos": jax.vmap(partial(schemes.pcos, system))(h),
+            "pcos_learned": policies["pcos"](h),
+            "bcos_raw": raw,
+            "bcos": jax.vmap(partial(schemes.repair, system))(h, raw.offload),
+        }
+        judge = jax.vmap(partial(_outcome, system))
+        return h, {name: judge(h, found, raw.lower_bound) for name, found in solutions.items()}
+
+    return map_groups(lane, arrays, size)
+
+
+def _outcome(system: System, h: jax.Array, solution: Solution, bound: jax.Array) -> Outcome:
+    used = sy.transmit_time(system, h, solution.offload, solution.power)
+    return Outcome(
+        energy=solution.energy,
+        lower_bound=bound,
+        feasible=solution.feasible,
+        sending_time=jnp.sum(used),
+        offloaded=jnp.sum(solution.offload) / jnp.sum(system.active),
+    )
+
+
+_judge = jax.jit(jax.vmap(jax.vmap(_outcome, (None, 0, 0, 0))))
+
+
+def summarise(outcomes: dict[str, Outcome], lanes: Lanes) -> list[dict[str, Any]]:
+    """Average outcomes over the channels that are feasible for all: one row a lane and scheme.
+
+    The rows of "lower_bound" hold the Lagrangian bound of P1 itself.
+
+    Args:
+        outcomes: from ``evaluate_grid``.
+        lanes: the lanes evaluated; their axes go into the rows.
+
+    Returns:
+        Rows with the lane's axes, scheme, energy_mean_j, energy_ci95_j (half width over
+        channels), feasible_fraction, deadline_met_fraction (sum t' <= T), offload_fraction,
+        gap_to_bound_mean and gap_to_optimum_mean (means of energy / bound - 1 and of energy /
+        optimum - 1) and infeasible_fraction, the share of all channels that is left out.
+    """
+    bounds = np.asarray(outcomes["optimal"].lower_bound, np.float64)
+    rows = []
+    for lane, (point, slot) in enumerate(zip(lanes.points, np.asarray(lanes.systems.slot))):
+        keep = np.isfinite(bounds[lane])
+        bound = bounds[lane][keep]
+        optimum = np.asarray(outcomes["optimal"].energy[lane], np.float64)[keep]
+        rest = {"infeasible_fraction": 1 - _mean(keep)}
+        for scheme, outcome in outcomes.items():
+            energy, _, feasible, sending_time, offloaded = (
+                np.asarray(leaf[lane], np.float64)[keep] for leaf in outcome
+            )
+            on_time = sending_time <= float(slot) * (1 + FIT_TOLERANCE)
+            means = _means(scheme, energy, (feasible, on_time, offloaded), bound, optimum)
+            rows.append(point | means | rest)
+        rows.append(point | _means("lower_bound", bound, ((), (), ()), bound, optimum) | rest)
+    return rows
+
+
+def _means(
+    scheme: str, energy: np.ndarray, fractions: tuple[Any, ...], bound: Any, optimum: Any
+) -> dict[str, Any]:
+    """Average one lane and scheme over its feasible channels ``[N]``."""
+    names = ("feasible_fraction", "deadline_met_fraction", "offload_fraction")
+    return {
+        "scheme": scheme,
+        "energy_mean_j": _mean(energy),
+        "energy_ci95_j": 1.96 * float(np.std(energy)) / max(len(energy), 1) ** 0.5,
+        **dict(zip(names, map(_mean, fractions))),
+        "gap_to_bound_mean": _mean(energy / bound - 1),
+        "gap_to_optimum_mean": _mean(energy / optimum - 1),
+    }
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
