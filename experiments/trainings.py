@@ -27,7 +27,7 @@ from meco_jax import (
     train_grid,
 )
 from meco_jax.evaluation import Outcome, summarise
-from meco_jax.sweep import Lanes, take_lane
+from meco_jax.sweep import Lanes, gather, share, take_lane
 from meco_jax.training import History, check_config
 
 FLAGS = flags.FLAGS
@@ -45,6 +45,12 @@ def define_sweep_flags() -> None:
     flags.DEFINE_list("seeds", ["0"], "task seeds, comma separated; one training each and scheme")
     flags.DEFINE_bool("plot_only", False, "train nothing, draw again from --output_dir's csv")
     flags.DEFINE_integer("test_channels", 2000, "fresh channels to evaluate on", lower_bound=2)
+    flags.DEFINE_string(
+        "coordinator_address", None, "host:port of process 0, to share the lanes among processes; "
+        "'auto' where the cluster tells them (TPU pods, Slurm)",
+    )  # fmt: skip
+    flags.DEFINE_integer("num_processes", None, "processes that share the lanes", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "number of this process", lower_bound=0)
     flags.DEFINE_float(
         "save_seconds", 20.0, "least time between two checkpoints [s]", lower_bound=0
     )
@@ -121,6 +127,7 @@ def run(axes: Mapping[str, Sequence[float]], write: Callable[[Path, Results], No
         axes: of the grid, see ``meco_jax.make_grid``; its "seed" is --seeds.
         write: writes the experiment's own figures and tables into the folder.
     """
+    connect()
     configs = train_configs()
     checkpoint.SAVE_SECONDS = FLAGS.save_seconds
     try:
@@ -131,8 +138,9 @@ def run(axes: Mapping[str, Sequence[float]], write: Callable[[Path, Results], No
         common.stop(str(error))
     started, folder = time.time(), common.prepare()
     try:
-        policies, histories = train_all(lanes, configs, folder)
-        outcomes = evaluate_grid(policies, lanes, FLAGS.test_channels, FLAGS.lane_batch)
+        policies, histories, outcomes = train_and_evaluate(lanes, configs, folder)
+        if jax.process_index() > 0:
+            return
         results = Results(lanes, summarise(outcomes, lanes), outcomes, histories)
         common.write_csv(folder / "results.csv", results.rows)
         write(folder, results)
@@ -148,23 +156,43 @@ def run(axes: Mapping[str, Sequence[float]], write: Callable[[Path, Results], No
     print(f"wrote {folder} in {time.time() - started:.0f} s")
 
 
-def train_all(
+def connect() -> None:
+    """Join the other processes, if the flags say that there are any."""
+    address = FLAGS.coordinator_address
+    if address == "auto":
+        jax.distributed.initialize()
+    elif address:
+        if FLAGS.num_processes is None or FLAGS.process_id is None:
+            common.stop("--coordinator_address needs --num_processes and --process_id")
+        jax.distributed.initialize(address, FLAGS.num_processes, FLAGS.process_id)
+
+
+def train_and_evaluate(
     lanes: Lanes, configs: dict[str, TrainConfig], folder: Path
-) -> tuple[dict[str, Policy], dict[str, History]]:
-    """Train BCOS, then PCOS, in all lanes: stacked policies and histories."""
-    number = len(lanes.points)
-    print(f"training {number} lanes on {jax.devices()[0]}", flush=True)
+) -> tuple[dict[str, Policy], dict[str, History], dict[str, Outcome]]:
+    """Train BCOS, then PCOS, and evaluate all schemes, in all lanes.
+
+    Each process does its share; all return the policies, histories and outcomes of all lanes.
+    """
+    number, own, count = len(lanes.points), share(lanes), jax.process_count()
+    print(f"training {number} lanes on {jax.device_count()} x {jax.devices()[0]}", flush=True)
     policies, histories = {}, {}
     total = sum(WORK[scheme] * config.epochs for scheme, config in configs.items())
     with common.Bar(total) as bar:
         for scheme, config in configs.items():
             show = Show(bar, scheme, config, number)
+            place = folder / "checkpoints" / scheme
             policies[scheme], histories[scheme] = train_grid(
-                lanes, config, batch_size=FLAGS.lane_batch, report=show,
-                folder=folder / "checkpoints" / scheme,
+                own, config, batch_size=FLAGS.lane_batch, report=show,
+                folder=place / f"process_{jax.process_index()}" if count > 1 else place,
             )  # fmt: skip
             bar.skip(WORK[scheme] * config.epochs - show.done)
-    return policies, histories
+    outcomes = evaluate_grid(policies, own, FLAGS.test_channels, FLAGS.lane_batch)
+    policies, outcomes = (gather(tree, number) for tree in (policies, outcomes))
+    for history in histories.values():
+        columns = {name: values.T for name, values in history.items() if name != "step"}
+        history |= {name: values.T for name, values in gather(columns, number).items()}
+    return policies, histories, outcomes
 
 
 class Show:

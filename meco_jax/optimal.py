@@ -71,7 +71,8 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
     stuck = sets & jnp.isinf(sent[unclear])[None] | ~sets & jnp.isinf(kept[unclear])[None]
     sending = base.at[unclear].set(False)
     least = jnp.where(uplinks.usable, uplinks.min_time, 0.0)
-    used = jnp.sum(jnp.where(sending, least, 0.0)) + jnp.sum(sets * least[unclear][None], axis=1)
+    # A product, since XLA's CPU compiler gets sum(sets * least) wrong in batches.
+    used = jnp.sum(jnp.where(sending, least, 0.0)) + _product(sets, least[unclear])
     allowed = ~jnp.any(stuck, axis=1) & (used <= uplinks.slot * (1 + FIT_TOLERANCE))
     bounds = jnp.where(allowed, set_bounds(coarse, base, unclear, sets), jnp.inf)
     likely = base.at[unclear].set(sets[jnp.argmin(bounds)])
@@ -104,8 +105,7 @@ def set_bounds(grid: Grid, base: jax.Array, unclear: jax.Array, sets: jax.Array)
     """
     saving = grid.saving[unclear]  # [n, J]
     fixed = jnp.sum(jnp.where(base.at[unclear].set(False)[:, None], grid.saving, 0.0), axis=0)
-    saved = jnp.matmul(sets.astype(saving.dtype), saving, precision=jax.lax.Precision.HIGHEST)
-    return jnp.max((grid.offset - fixed)[None] - saved, axis=1)
+    return jnp.max((grid.offset - fixed)[None] - _product(sets, saving), axis=1)
 
 
 def side_bounds(grid: Grid, forced: jax.Array, usable: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -241,6 +241,11 @@ def _zoom(p: Link, dual: Callable[[Grid], np.ndarray]) -> tuple[float, float]:
         left, right = grid.log_mu[max(best - 1, 0)], grid.log_mu[min(best + 1, len(values) - 1)]
         width = float(max(log_mu - left, right - log_mu))
     return log_mu, float(values[best])
+
+
+def _product(sets: jax.Array, values: jax.Array) -> jax.Array:
+    """Sum values ``[n, ...]`` over the members of sets ``[P, n]`` bool."""
+    return jnp.matmul(sets.astype(values.dtype), values, precision=jax.lax.Precision.HIGHEST)
 
 
 def _patterns(num: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from meco_jax import system as sy
@@ -51,10 +52,10 @@ class Lanes(NamedTuple):
     seeds: np.ndarray  # [L] training seeds
     settings: dict[str, np.ndarray]  # numeric fields of TrainConfig that the grid sets, [L]
 
-    def part(self, which: slice) -> Lanes:
-        """Take some of the lanes."""
-        take = partial(jax.tree.map, lambda leaf: leaf[which])
-        return Lanes(self.points[which], *map(take, self[1:]))
+    def part(self, which: Sequence[int] | np.ndarray) -> Lanes:
+        """Take some of the lanes, by their numbers."""
+        take = partial(jax.tree.map, lambda leaf: leaf[np.asarray(which)])
+        return Lanes(tuple(self.points[i] for i in which), *map(take, self[1:]))
 
 
 def make_grid(axes: Mapping[str, Sequence[float]]) -> Lanes:
@@ -168,6 +169,25 @@ class Groups:
         """Take ``[G, B, ...]`` leaves back to ``[L, ...]`` on the host."""
         flat = lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[: self.lanes]  # noqa: E731
         return jax.tree.map(flat, tree)
+
+
+def share(lanes: Lanes) -> Lanes:
+    """Take the lanes of this process: every n-th of n processes, as many for each."""
+    count = jax.process_count()
+    each = -(-len(lanes.points) // count)
+    numbers = np.resize(np.arange(len(lanes.points)), each * count)
+    return lanes.part(numbers[jax.process_index() :: count])
+
+
+def gather(tree: Any, num_lanes: int) -> Any:
+    """Put ``[L / n, ...]`` leaves of all n processes, see ``share``, together: ``[L, ...]``."""
+    if jax.process_count() == 1:
+        return tree
+
+    def interleave(leaf: np.ndarray) -> np.ndarray:  # [n, L / n, ...]
+        return np.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])[:num_lanes]
+
+    return jax.tree.map(interleave, multihost_utils.process_allgather(tree))
 
 
 def map_groups(function: Callable[..., Any], grouped: Any, size: int) -> Any:

@@ -152,6 +152,21 @@ def test_certificates_are_true_for_every_channel_of_a_batch():
         assert np.all(coarse.energy[ok] <= fine.energy[ok] * (1 + 1.01e-4))
 
 
+@pytest.mark.parametrize("stage", optimal.STAGES[:2])
+def test_batches_equal_single_channels(stage):
+    """Compilers differ between the two, and one has summed sets wrongly in batches."""
+    for num_devices in (14, 20):
+        system = sy.check_system(sy.pad_devices(table1(num_devices), -(-num_devices // 8) * 8))
+        h = sample_channels(jax.random.key(1), system, 1000)
+        solve_one = functools.partial(optimal.optimal, system, stage=stage)
+        alone = jax.jit(lambda h, f=solve_one: jax.lax.map(f, h))(h)
+        batch = jax.jit(jax.vmap(solve_one))(h)
+        ok = np.asarray(alone.feasible)
+        np.testing.assert_array_equal(batch.feasible, ok)
+        np.testing.assert_allclose(batch.energy[ok], alone.energy[ok], rtol=1e-5)
+        np.testing.assert_allclose(batch.lower_bound[ok], alone.lower_bound[ok], rtol=1e-4)
+
+
 def test_larger_systems_are_certified():
     for num_devices, slot in ((20, 0.3), (60, 1.0)):
         system = table1(num_devices, slot=slot, seed=2).replace(log_base=2.0)

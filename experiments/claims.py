@@ -1,0 +1,97 @@
+"""The paper's sentences about its Figures 4, 5 and 6, checked against our tables.
+
+Each sentence is checked for the optima (certified optimum of P1, optimal PCOS) and for the
+trained networks (raw BCOS, learned PCOS), means over task seeds. Prints a Markdown table.
+
+    python experiments/claims.py --tables=experiments/figures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import common
+import numpy as np
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "tables", "experiments/figures",
+    "folder with figure4.csv, figure5.csv and figure6.csv, the results.csv of the three runs",
+)  # fmt: skip
+SIDES = {"optima": ("optimal", "pcos"), "networks": ("bcos_raw", "pcos_learned")}
+Claim = tuple[str, str, bool, str]  # sentence, side, verdict, what was measured
+
+
+def main(argv: list[str]) -> None:
+    """Print a line a sentence and side."""
+    common.begin(argv)
+    tables = [common.read_csv(Path(FLAGS.tables) / f"figure{n}.csv") for n in (4, 5, 6)]
+    print("| figure | the paper says | checked on | holds | measured |\n|---|---|---|---|---|")
+    for figure, table, check in zip((4, 5, 6), tables, (figure4, figure5, figure6)):
+        for sentence, side, verdict, measured in check(table):
+            print(f"| {figure} | {sentence} | {side} | {'yes' if verdict else 'no'} | {measured} |")
+
+
+def means(table: list[dict[str, float]], axis: str, column: str) -> dict[str, np.ndarray]:
+    """Mean a column over seeds, by scheme, along an axis."""
+    return {k: v.mean(axis=0) for k, v in common.by_scheme(table, axis, column).items()}
+
+
+def figure4(table: list[dict[str, float]]) -> Iterator[Claim]:
+    """Energy against K at T = 0.5 s."""
+    energy = means(table, "num_devices", "energy_mean_j")
+    devices = np.array(sorted({row["num_devices"] for row in table}))
+    mcos = energy["mcos"]
+    for side, (bcos, pcos) in SIDES.items():
+        both = energy[bcos], energy[pcos]
+        rises = all(np.all(np.diff(values) > 0) for values in (*both, mcos))
+        yield "energy rises with K for all schemes", side, rises, "every step from K to K + 2"
+        least = float(np.min(mcos / np.maximum(*both)))
+        yield "MCOS always spends more", side, least > 1, f"at least {least:.0f} times"
+        gap = 100 * (both[0] / both[1] - 1)
+        few, many = gap[devices < 8].max(), gap[devices >= 8]
+        text = f"BCOS at most {few:.1f} % above PCOS"
+        yield "below K = 8 BCOS and PCOS are about the same", side, bool(few < 5), text
+        grows = bool(np.all(np.diff(many) > 0))
+        text = f"from {many[0]:.0f} to {many[-1]:.0f} %" + ("" if grows else ", not at every step")
+        yield "above K = 8 their gap grows", side, bool(many[-1] > many[0]), text
+
+
+def figure5(table: list[dict[str, float]]) -> Iterator[Claim]:
+    """Energy against T at K = 14."""
+    energy = means(table, "slot", "energy_mean_j")
+    slots = np.array(sorted({row["slot"] for row in table}))
+    for side, (bcos, pcos) in SIDES.items():
+        both = energy[bcos], energy[pcos]
+        falls = all(np.all(np.diff(values[slots <= 1.5]) < 0) for values in both)
+        text = f"BCOS falls {both[0][0] / both[0][-1]:.0f} fold over all T"
+        yield "energy of BCOS and PCOS first falls with T", side, falls, text
+        late = [100 * (1 - values[slots >= 1.6][0] / values[slots >= 1.5][0]) for values in both]
+        text = f"from 1.5 to 1.6 s still {late[0]:.0f} and {late[1]:.0f} % less"
+        yield "and is stable from T = 1.5 s", side, max(late) < 2, text
+        gap = 100 * (both[0] / both[1] - 1)
+        text = f"gap from {gap[0]:.0f} % at {slots[0]:g} s to {gap[-1]:.1f} % at {slots[-1]:g} s"
+        shrinks = bool(gap[0] > gap[-1] >= -1)
+        yield "PCOS is lower, and the gap shrinks with T", side, shrinks, text
+    ratio = energy["mcos"].max() / energy["mcos"].min()
+    text = f"largest over smallest {ratio:.2f}"
+    yield "MCOS hardly changes with T", "MCOS", bool(ratio < 1.1), text
+
+
+def figure6(table: list[dict[str, float]]) -> Iterator[Claim]:
+    """Sum of the offloading times at T = 1 s, K = 14."""
+    sent = means(table, "slot", "offload_fraction")
+    on_time = means(table, "slot", "deadline_met_fraction")
+    share = 100 * float(sent["mcos"][0])
+    text = f"it offloads {share:.1f} % of the tasks: no local task takes 1 s, so its time is 0"
+    yield "MCOS takes about 0.5 s", "MCOS", share > 0, text
+    bcos, pcos = (100 * (1 - float(on_time[name][0])) for name in SIDES["networks"])
+    text = f"{bcos:.2f} % of BCOS, {pcos:.2f} % of PCOS"
+    yield "a few samples are beyond T", "networks", bool(0 < max(bcos, pcos) < 10), text
+    yield "BCOS and PCOS keep T with high probability", "networks", max(bcos, pcos) < 5, text
+
+
+if __name__ == "__main__":
+    app.run(main)
