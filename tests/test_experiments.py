@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -146,6 +147,32 @@ def test_killed_at_any_moment_and_resumed(finished, tmp_path):
     assert "learning_rate must be 0.02 to go on with the run in" in other.stderr
 
 
+def test_two_processes_share_the_lanes(finished, tmp_path):
+    """Two processes with two devices each write the table of one process with one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, str(ROOT / "experiments" / "sweep_k.py"), *TINY,
+               f"--output_dir={tmp_path}", f"--coordinator_address={address}",
+               "--num_processes=2"]  # fmt: skip
+    both = [
+        subprocess.Popen([*command, f"--process_id={i}"], stderr=subprocess.PIPE, env=environment)
+        for i in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    for together, alone in zip(read(tmp_path), read(finished[0]), strict=True):
+        assert together["scheme"] == alone["scheme"]
+        assert together["num_devices"] == alone["num_devices"]
+        for name in ("energy_mean_j", "gap_to_optimum_mean", "offload_fraction"):
+            if alone[name]:
+                np.testing.assert_allclose(
+                    float(together[name]), float(alone[name]), rtol=1e-3, atol=1e-5
+                )
+    assert len(list(tmp_path.glob("bcos_k*.npz"))) == 4
+
+
 def test_interrupt_says_how_to_go_on(tmp_path):
     command = [sys.executable, str(ROOT / "experiments" / "sweep_k.py"), *TINY, "--epochs=50000",
                f"--output_dir={tmp_path}", "--save_seconds=0"]  # fmt: skip
@@ -234,3 +261,11 @@ def test_scale_writes_time_and_memory(tmp_path):
     assert [int(row["num_devices"]) for row in rows] == [4, 16]
     assert all(float(row["bytes_per_channel"]) > 100 for row in rows)
     assert (tmp_path / "scale.pdf").stat().st_size > 5000
+
+
+def test_claims_are_checked_against_the_committed_tables():
+    result = run(f"--tables={ROOT / 'experiments' / 'figures'}", script="claims")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2 + 8 + 7 + 3
+    assert set(lines) <= set((ROOT / "README.md").read_text().splitlines())
