@@ -71,7 +71,7 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
     stuck = sets & jnp.isinf(sent[unclear])[None] | ~sets & jnp.isinf(kept[unclear])[None]
     sending = base.at[unclear].set(False)
     least = jnp.where(uplinks.usable, uplinks.min_time, 0.0)
-    # A product: jaxlib 0.10.2 sums sets * least wrongly on a CPU, github.com/jax-ml/jax/issues/39103
+    # A product: jaxlib 0.10.2 sums sets * least wrongly, github.com/jax-ml/jax/issues/39103
     used = jnp.sum(jnp.where(sending, least, 0.0)) + _product(sets, least[unclear])
     allowed = ~jnp.any(stuck, axis=1) & (used <= uplinks.slot * (1 + FIT_TOLERANCE))
     bounds = jnp.where(allowed, set_bounds(coarse, base, unclear, sets), jnp.inf)

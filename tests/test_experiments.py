@@ -19,7 +19,7 @@ from meco_jax import load_policy, sample_channels, solve, table1
 
 ROOT = Path(__file__).parent.parent
 TINY = (
-    "--num_devices=2,3", "--seeds=0,1", "--num_channels=200", "--batch_size=100", "--epochs=4",
+    "--num_devices=2,3", "--seeds=0,1", "--num_channels=200", "--batch_size=100", "--epochs=6",
     "--hidden=16,8", "--test_channels=40",
 )  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_sweep_k_writes_everything(finished):
     for file in ("figure4.png", "figure4.pdf", "training.png", "training.pdf"):
         assert (folder / file).stat().st_size > 5000
     record = json.loads((folder / "run.json").read_text())
-    assert record["flags"]["epochs"] == 4
+    assert record["flags"]["epochs"] == 6
     assert record["flags"]["slot"] == 0.5
     assert {"versions", "device", "git_commit", "wall_seconds"} <= set(record)
     assert "100 %" in result.stdout
@@ -131,7 +131,7 @@ def test_killed_at_any_moment_and_resumed(finished, tmp_path):
     folder = tmp_path / "out"
     command = [sys.executable, str(ROOT / "experiments" / "sweep_k.py"), *TINY,
                f"--output_dir={folder}", "--save_seconds=0"]  # fmt: skip
-    for moment in ("checkpoints/bcos/epochs/2", "checkpoints/pcos/epochs/2"):
+    for moment in ("checkpoints/bcos/epochs/3", "checkpoints/pcos/epochs/3"):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.time() + 240
         while not (folder / moment).exists() and time.time() < deadline:
