@@ -6,6 +6,8 @@ left in --output_dir, and evaluates every scheme on the same fresh channels.
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -148,7 +150,9 @@ def run(axes: Mapping[str, Sequence[float]], write: Callable[[Path, Results], No
             save_policies(folder, scheme, stacked, lanes)
         common.write_run(folder / "run.json", started)
     except KeyboardInterrupt:
-        common.stop(f"interrupted; the same command goes on from {folder}/checkpoints", 130)
+        print(f"interrupted; the same command goes on from {folder}/checkpoints", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(130)  # at once: a checkpoint under way is given up, and says nothing
     except ValueError as error:
         if "to go on with the run" not in str(error):
             raise
@@ -188,7 +192,8 @@ def train_and_evaluate(
             )  # fmt: skip
             bar.skip(WORK[scheme] * config.epochs - show.done)
     outcomes = evaluate_grid(policies, own, FLAGS.test_channels, FLAGS.lane_batch)
-    policies, outcomes = (gather(tree, number) for tree in (policies, outcomes))
+    policies, gathered = (gather(tree, number) for tree in (policies, outcomes))
+    outcomes = {name: gathered[name] for name in outcomes}  # in the same order
     for history in histories.values():
         columns = {name: values.T for name, values in history.items() if name != "step"}
         history |= {name: values.T for name, values in gather(columns, number).items()}
