@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any, Literal
 
 import matplotlib
@@ -106,7 +107,7 @@ def delay_figure(
         axes.axvline(slot, color="black", linewidth=1.0)
         axes.annotate("deadline T", (slot, 0.02), (3, 0), textcoords="offset points", fontsize=8)
         axes.set(xlabel="sum of the offloading times [s]", ylabel="share of channels [-]")
-        axes.set(title=title, xlim=(0, 1.3 * slot), ylim=(0, 1))
+        axes.set(title=title, xlim=(-0.03 * slot, 1.2 * slot), ylim=(-0.02, 1.02))
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -177,27 +178,29 @@ def frontier_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             "channels_per_second" [1/s], a row a method.
     """
     devices = sorted({int(row["num_devices"]) for row in rows})
-    offsets = ((4, 4), (-10, 4), (4, -9), (-10, -9))  # of the numbers beside the markers
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    offsets = ((4, 3), (-10, 3), (4, -8), (-10, -8))  # of the numbers beside the markers
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 3.4 * len(devices) + 0.2))
+        figure = Figure(figsize=(7.6, 3.2 * len(devices) + 0.2))
         grid = figure.subplots(len(devices), 2, sharex=True, sharey=True, squeeze=False)
-        for line, num_devices in zip(grid, devices):
-            drawn = [row for row in rows if row["num_devices"] == num_devices]
-            for axes, kind in zip(line, ("mean", "worst")):
-                for number, row in enumerate(drawn, 1):
-                    style = FAMILIES[row["family"]]
-                    place = row["channels_per_second"], max(row[f"gap_{kind}"], ROUNDING)
-                    axes.plot(*place, **style, linestyle="", label=f"{number}  {row['method']}")
-                    axes.annotate(
-                        f"{number}", place, offsets[number % 4], textcoords="offset points",
-                        fontsize=6, color=style["color"],
-                    )  # fmt: skip
-                axes.set(xscale="log", yscale="log", ylim=(ROUNDING / 3, None))
-                axes.set_title(f"K = {num_devices}, {kind} gap")
-            line[0].set_ylabel("gap to the optimum [-]")
-            line[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
-        for axes in grid[-1]:
-            axes.set_xlabel("channels a second [1/s]")
+        for axes, (num_devices, kind) in zip(grid.flat, product(devices, ("mean", "worst"))):
+            for row in rows:
+                if row["num_devices"] != num_devices:
+                    continue
+                number, style = 1 + methods.index(row["method"]), FAMILIES[row["family"]]
+                place = row["channels_per_second"], max(row[f"gap_{kind}"], ROUNDING)
+                axes.plot(*place, **style, linestyle="", label=f"{number}  {row['method']}")
+                axes.annotate(
+                    f"{number}", place, offsets[number % 4], textcoords="offset points",
+                    fontsize=6, color=style["color"],
+                )  # fmt: skip
+            axes.set(xscale="log", yscale="log", title=f"K = {num_devices}, {kind} gap")
+        grid[0, 0].set_ylim(ROUNDING / 4, 4 * max(1.0, *(row["gap_worst"] for row in rows)))
+        figure.legend(
+            *grid[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=7
+        )
+        figure.supxlabel("channels a second [1/s]", fontsize=9)
+        figure.supylabel(f"gap to the optimum, at least {ROUNDING:g} [-]", fontsize=9)
     return figure
 
 

@@ -85,5 +85,5 @@ def test_frontier_and_scale_figures():
     ]  # fmt: skip
     figure = figures.frontier_figure(rows)
     assert len(figure.axes) == 4
-    assert [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == ["1  a", "2  b"]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["1  a", "2  b"]
     assert "slope 1.00" in figures.scale_figure(rows, 1.0).axes[0].get_title()
