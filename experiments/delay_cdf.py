@@ -32,24 +32,12 @@ PROBABILITIES = np.linspace(0, 1, 501)
 def main(argv: list[str]) -> None:
     """Train the lanes of all seeds, or draw again what is there."""
     common.begin(argv)
-    if FLAGS.plot_only:
-        folder = Path(FLAGS.output_dir)
-        tables = (common.read_csv(folder / f"{name}.csv") for name in ("cdf", "results"))
-        draw(folder, *tables)
-        return
-    trainings.run({"num_devices": [FLAGS.num_devices], "slot": [FLAGS.slot]}, write)
+    trainings.run({"num_devices": [FLAGS.num_devices], "slot": [FLAGS.slot]}, draw, write)
 
 
 def write(folder: Path, results: trainings.Results) -> None:
-    """Write the quantiles and both figures."""
-    rows = quantiles(results)
-    common.write_csv(folder / "cdf.csv", rows)
-    draw(folder, rows, results.rows)
-    trainings.draw_training(folder, results, "num_devices", "K")
-    print(f"{'scheme':<19}beyond the deadline, mean over seeds")
-    late = common.by_scheme(results.rows, "slot", "deadline_met_fraction")
-    for scheme in results.outcomes:
-        print(f"{scheme:<19}{100 * (1 - late[scheme].mean()):8.2f} %")
+    """Write the quantiles."""
+    common.write_csv(folder / "cdf.csv", quantiles(results))
 
 
 def quantiles(results: trainings.Results) -> list[dict[str, Any]]:
@@ -66,16 +54,19 @@ def quantiles(results: trainings.Results) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(folder: Path, rows: list[dict[str, Any]], summary: list[dict[str, Any]]) -> None:
-    """Draw Figure 6 from the rows of cdf.csv and results.csv."""
+def draw(folder: Path) -> None:
+    """Draw Figure 6 from cdf.csv and results.csv."""
+    rows, summary = (common.read_csv(folder / f"{name}.csv") for name in ("cdf", "results"))
     times = common.by_scheme(rows, "probability", "sending_time_s")
     on_time = common.by_scheme(summary, "slot", "deadline_met_fraction")
     late = {scheme: float(1 - on_time[scheme].mean()) for scheme in times}
     slot, num_devices = summary[0]["slot"], summary[0]["num_devices"]
-    figure = figures.delay_figure(
-        times, PROBABILITIES, late, slot, f"K = {num_devices:g}, T = {slot:g} s"
-    )
+    title = f"K = {num_devices:g}, T = {slot:g} s"
+    figure = figures.delay_figure(times, PROBABILITIES, late, slot, title)
     figures.save_figure(figure, folder / "figure6")
+    print(f"{'scheme':<19}beyond the deadline")
+    for scheme, share in late.items():
+        print(f"{scheme:<19}{100 * share:8.2f} %")
 
 
 if __name__ == "__main__":

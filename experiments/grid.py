@@ -31,18 +31,16 @@ flags.DEFINE_list("slots", [f"{t / 10:g}" for t in range(3, 17)], "the T of the 
 def main(argv: list[str]) -> None:
     """Train all lanes in one program, or draw again what is there."""
     common.begin(argv)
-    if FLAGS.plot_only:
-        draw(Path(FLAGS.output_dir), common.read_csv(Path(FLAGS.output_dir) / "results.csv"))
-        return
     axes: dict[str, Any] = {
         "num_devices": common.integers("num_devices", low=1),
         "slot": common.numbers("slots", above=0),
     }
-    trainings.run(axes, lambda folder, results: draw(folder, results.rows))
+    trainings.run(axes, draw)
 
 
-def draw(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Draw the plane from the rows of results.csv, means over the seeds."""
+def draw(folder: Path) -> None:
+    """Draw the plane from results.csv, means over the seeds."""
+    rows = common.read_csv(folder / "results.csv")
     devices, slots = (sorted({row[name] for row in rows}) for name in ("num_devices", "slot"))
 
     def plane(scheme: str, column: str) -> np.ndarray:

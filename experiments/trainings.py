@@ -21,19 +21,21 @@ from absl import flags
 from meco_jax import (
     Policy,
     TrainConfig,
-    checkpoint,
     evaluate_grid,
     figures,
     make_grid,
     save_policy,
     train_grid,
 )
+from meco_jax.checkpoint import OtherRunError
 from meco_jax.evaluation import Outcome, summarise
 from meco_jax.sweep import Lanes, gather, share, take_lane
 from meco_jax.training import History, check_config
 
 FLAGS = flags.FLAGS
-SHORT = {"num_devices": "k", "slot": "t"}  # in file names
+SHORT = {"num_devices": "k", "slot": "t"}  # in file names, and large in figures
+LABELS = {"num_devices": "number of devices K [-]", "slot": "slot length T [s]"}
+MOST_LINES = 20  # that a training figure can hold
 WORK = {"bcos": 2, "pcos": 1}  # BCOS trains a teacher and a student
 OWN = {  # settings that the two trainings have apart
     "learning_rate": "Adam's at the start",
@@ -122,16 +124,25 @@ class Results(NamedTuple):
     histories: dict[str, History]  # "bcos" and "pcos", [chunks, L]
 
 
-def run(axes: Mapping[str, Sequence[float]], write: Callable[[Path, Results], None]) -> None:
-    """Train, evaluate and write a grid of lanes; the same command goes on where it was cut off.
+def run(
+    axes: Mapping[str, Sequence[float]],
+    draw: Callable[[Path], None],
+    write: Callable[[Path, Results], None] | None = None,
+) -> None:
+    """Train, evaluate, write and draw a grid of lanes, or draw again what --output_dir holds.
+
+    The same command goes on where it was cut off.
 
     Args:
         axes: of the grid, see ``meco_jax.make_grid``; its "seed" is --seeds.
-        write: writes the experiment's own figures and tables into the folder.
+        draw: draws the experiment's own figure from the tables in the folder.
+        write: writes the experiment's own tables, besides results.csv.
     """
+    if FLAGS.plot_only:
+        draw(Path(FLAGS.output_dir))
+        return
     connect()
     configs = train_configs()
-    checkpoint.SAVE_SECONDS = FLAGS.save_seconds
     try:
         for config in configs.values():
             check_config(config)
@@ -145,7 +156,10 @@ def run(axes: Mapping[str, Sequence[float]], write: Callable[[Path, Results], No
             return
         results = Results(lanes, summarise(outcomes, lanes), outcomes, histories)
         common.write_csv(folder / "results.csv", results.rows)
-        write(folder, results)
+        if write:
+            write(folder, results)
+        draw(folder)
+        draw_training(folder, results)
         for scheme, stacked in policies.items():
             save_policies(folder, scheme, stacked, lanes)
         common.write_run(folder / "run.json", started)
@@ -153,9 +167,7 @@ def run(axes: Mapping[str, Sequence[float]], write: Callable[[Path, Results], No
         print(f"interrupted; the same command goes on from {folder}/checkpoints", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)  # at once: a checkpoint under way is given up, and says nothing
-    except ValueError as error:
-        if "to go on with the run" not in str(error):
-            raise
+    except OtherRunError as error:
         common.stop(f"{error}; take another --output_dir, or the same flags")
     print(f"wrote {folder} in {time.time() - started:.0f} s")
 
@@ -189,6 +201,7 @@ def train_and_evaluate(
             policies[scheme], histories[scheme] = train_grid(
                 own, config, batch_size=FLAGS.lane_batch, report=show,
                 folder=place / f"process_{jax.process_index()}" if count > 1 else place,
+                save_seconds=FLAGS.save_seconds,
             )  # fmt: skip
             bar.skip(WORK[scheme] * config.epochs - show.done)
     outcomes = evaluate_grid(policies, own, FLAGS.test_channels, FLAGS.lane_batch)
@@ -234,22 +247,42 @@ def save_policies(folder: Path, scheme: str, stacked: Policy, lanes: Lanes) -> N
         save_policy(folder / f"{scheme}_{place}.npz", take_lane(stacked, lane))
 
 
-def draw_training(folder: Path, results: Results, axis: str, label: str) -> None:
-    """Draw how training went along an axis, in the lanes of the first seed."""
+def draw_training(folder: Path, results: Results) -> None:
+    """Draw how training went in the lanes of the first seed, if a figure can hold them."""
     points = results.lanes.points
     lanes = [i for i, point in enumerate(points) if point["seed"] == points[0]["seed"]]
+    if len(lanes) > MOST_LINES:
+        return
     titles = {
         scheme.upper(): {n: v if n == "step" else v[:, lanes] for n, v in history.items()}
         for scheme, history in results.histories.items()
     }
-    labels = [f"{label} = {points[i][axis]:g}" for i in lanes]
+    labels = [
+        ", ".join(f"{SHORT[n].upper()} = {points[i][n]:g}" for n in SHORT if n in points[i])
+        for i in lanes
+    ]
     figures.save_figure(figures.training_figure(titles, labels), folder / "training")
 
 
-def report(rows: Sequence[Mapping[str, Any]], axis: str) -> None:
-    """Print the table of mean energies along an axis."""
-    energy = common.by_scheme(rows, axis, "energy_mean_j")
-    points = sorted({row[axis] for row in rows})
-    print("mean energy [J]    " + "".join(f"{f'{point:g}':>10}" for point in points))
-    for scheme, values in energy.items():
-        print(f"{scheme:<19}" + "".join(f"{value:10.4f}" for value in values.mean(axis=0)))
+def sweep_energy(axes: Mapping[str, Sequence[float]], axis: str, name: str) -> None:
+    """Run a grid and draw energies along one of its axes: Figures 4 and 5.
+
+    Args:
+        axes: "num_devices" and "slot"; one has one value.
+        axis: the other.
+        name: of the figure's files.
+    """
+    fixed = "slot" if axis == "num_devices" else "num_devices"
+
+    def draw(folder: Path) -> None:
+        rows = common.read_csv(folder / "results.csv")
+        points = sorted({row[axis] for row in rows})
+        energy = common.by_scheme(rows, axis, "energy_mean_j")
+        title = f"{SHORT[fixed].upper()} = {rows[0][fixed]:g}{' s' if fixed == 'slot' else ''}"
+        figure = figures.energy_figure(points, energy, LABELS[axis], title)
+        figures.save_figure(figure, folder / name)
+        print("mean energy [J]    " + "".join(f"{f'{point:g}':>10}" for point in points))
+        for scheme, values in energy.items():
+            print(f"{scheme:<19}" + "".join(f"{value:10.4f}" for value in values.mean(axis=0)))
+
+    run(axes, draw)

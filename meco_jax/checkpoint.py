@@ -19,7 +19,6 @@ from meco_jax import system as sy
 from meco_jax.network import Network, Policy, init_variables
 
 FORMAT = "meco_jax policy 1"
-SAVE_SECONDS = 20.0  # between two checkpoints of a run
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -92,18 +91,23 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     return wanted.replace(variables=tree["variables"], system=sy.System(**tree["system"]))
 
 
+class OtherRunError(ValueError):
+    """The folder holds a training with other settings."""
+
+
 class RunStore:
     """Keep the latest checkpoints of one training in a folder, by Orbax."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], save_seconds: float) -> None:
         """Open or make the folder.
 
         Args:
             folder: of this training alone.
             settings: all that the training depends on, JSON values by name.
+            save_seconds: least time between two checkpoints [s].
 
         Raises:
-            ValueError: if the folder holds a training with other settings.
+            OtherRunError: if the folder holds a training with other settings.
         """
         import orbax.checkpoint as ocp  # here, since it takes a second
 
@@ -116,7 +120,7 @@ class RunStore:
             known = json.loads(record.read_text())
             for name in sorted(known.keys() | settings.keys()):
                 if known.get(name) != settings.get(name):
-                    raise ValueError(
+                    raise OtherRunError(
                         f"{name} must be {known.get(name)} to go on with the run in {folder}; "
                         f"got {settings.get(name)}"
                     )
@@ -135,7 +139,7 @@ class RunStore:
                 ),
             ),
         )
-        self._saved = time.monotonic()
+        self._save_seconds, self._saved = save_seconds, time.monotonic()
 
     def load(self, state: Any) -> tuple[int, Any, list[dict[str, np.ndarray]]] | None:
         """Return the epochs done, a state like ``state`` and the history, if there are any."""
@@ -154,8 +158,8 @@ class RunStore:
     def save(
         self, epoch: int, state: Callable[[], Any], history: list[dict[str, np.ndarray]], last: bool
     ) -> None:
-        """Save at most every ``SAVE_SECONDS``, and the last time always."""
-        if not last and time.monotonic() - self._saved < SAVE_SECONDS:
+        """Save, unless the last checkpoint is recent and this is not the last."""
+        if not last and time.monotonic() - self._saved < self._save_seconds:
             return
         columns = {name: np.stack([row[name] for row in history]) for name in history[0]}
         content = self._args.Composite(

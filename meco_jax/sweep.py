@@ -100,6 +100,7 @@ def train_grid(
     batch_size: int | None = None,
     report: Report | None = None,
     folder: str | PathLike[str] | None = None,
+    save_seconds: float = 20.0,
 ) -> tuple[Policy, History]:
     """Train one policy a lane, all in one program.
 
@@ -111,13 +112,14 @@ def train_grid(
         batch_size: lanes that run at once; by default ``lane_batch_size``.
         report: called after every chunk with the number of steps done and the metrics ``[L]``.
         folder: keeps checkpoints here; a run that they hold goes on where it ended.
+        save_seconds: least time between two checkpoints [s].
 
     Returns:
         The stacked policies, see ``take_lane``, and the history, arrays ``[chunks, L]``.
 
     Raises:
-        ValueError: if a value is out of its range, or ``folder`` holds a run with other
-            settings.
+        ValueError: if a value is out of its range; ``OtherRunError`` if ``folder`` holds a
+            run with other settings.
     """
     config = check_config(config or TrainConfig())
     for name, values in lanes.settings.items():
@@ -128,7 +130,7 @@ def train_grid(
     runs = _start_lanes(arrays, config, groups.size)
     first, rows, store = 0, list[dict[str, np.ndarray]](), None
     if folder is not None:
-        store = RunStore(Path(folder), _describe(lanes, config))
+        store = RunStore(Path(folder), _describe(lanes, config), save_seconds)
         saved = store.load(groups.join(runs.state))
         if saved:
             first, state, rows = saved

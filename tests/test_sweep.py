@@ -104,8 +104,8 @@ class KilledError(Exception):
     pass
 
 
-def test_resume_is_bitwise_equal(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
+def test_resume_is_bitwise_equal(tmp_path):
+    keep = {"folder": tmp_path, "save_seconds": 0.0}
     config = CONFIG.replace(epochs=4)
     whole, history = train_grid(lanes(), config)
 
@@ -114,18 +114,18 @@ def test_resume_is_bitwise_equal(tmp_path, monkeypatch):
             raise KilledError
 
     with pytest.raises(KilledError):
-        train_grid(lanes(), config, folder=tmp_path, report=kill)
+        train_grid(lanes(), config, **keep, report=kill)
     seen = []
-    resumed, again = train_grid(
-        lanes(), config, folder=tmp_path, report=lambda step, _: seen.append(step)
-    )
+    resumed, again = train_grid(lanes(), config, **keep, report=lambda step, _: seen.append(step))
     assert seen == [12, 16]
     for name, values in history.items():
         np.testing.assert_array_equal(values, again[name], err_msg=name)
     jax.tree.map(np.testing.assert_array_equal, whole.variables, resumed.variables)
-    finished, _ = train_grid(lanes(), config, folder=tmp_path, report=kill)  # nothing left to do
+    finished, _ = train_grid(lanes(), config, **keep, report=kill)  # nothing left to do
     jax.tree.map(np.testing.assert_array_equal, whole.variables, finished.variables)
-    with pytest.raises(ValueError, match=r"batch_size must be 50 to go on with the run in .*; got"):
+    with pytest.raises(
+        checkpoint.OtherRunError, match=r"batch_size must be 50 to go on with the run in .*; got"
+    ):
         train_grid(lanes(), config.replace(batch_size=25), folder=tmp_path)
     with pytest.raises(ValueError, match="num_devices must be"):
         train_grid(make_grid({"num_devices": [2, 5]}), config, folder=tmp_path)
