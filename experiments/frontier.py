@@ -1,8 +1,8 @@
 """Optimality gap against speed: every way to solve P1, on the same channels in one run.
 
 Baselines, greedy orders, the learned policy, the certified optimum at several sizes, and
-public solvers: CVXPY with Clarabel (extra "test") and SCIP (extra "bench"), left out where
-they are not installed. Writes results.csv, frontier.png/.pdf and run.json into
+public solvers: CVXPY with Clarabel and SCIP (extra "bench"), left out where they are not
+installed. Writes results.csv, frontier.png/.pdf and run.json into
 --output_dir. Example:
 
     python experiments/frontier.py --flagfile=experiments/flags/frontier.flags
@@ -25,8 +25,17 @@ import rivals
 import trainings
 from absl import app, flags
 
-from meco_jax import Policy, Solution, System, allocate, figures, repair, sample_channels, train
-from meco_jax import solve as library_solve
+from meco_jax import (
+    Policy,
+    Solution,
+    System,
+    allocate,
+    figures,
+    repair,
+    sample_channels,
+    solve,
+    train,
+)
 from meco_jax import system as sy
 from meco_jax.allocation import Link, finish, link, priced_cost, relax, set_energy
 from meco_jax.optimal import STAGES, Stage, optimal, search
@@ -53,6 +62,10 @@ flags.DEFINE_integer("nonlinear_channels", 4, "and so many to SCIP's nonlinear m
 flags.DEFINE_float("seconds", 10.0, "time limit of SCIP a channel [s]", lower_bound=0.1)
 flags.DEFINE_float("tolerance", 1e-4, "relative gap that the exact methods prove", lower_bound=1e-6)
 flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's results.csv")
+
+
+# From a channel's number to seconds, None if its caller shall time it, and a decision, if any.
+Solver = Callable[[int], tuple[float | None, np.ndarray | None]]
 
 
 class Method(NamedTuple):
@@ -127,7 +140,7 @@ def compare(
 def feasible_channels(system: System) -> tuple[jax.Array, np.ndarray]:
     """Draw channels in which P1 has an answer ``[N, K]``, and their optima ``[N]`` [J]."""
     h = sample_channels(jax.random.key(FLAGS.seed + 1), system, 2 * FLAGS.channels)
-    optimum = library_solve(h, system, method="optimal", tolerance=1e-6)
+    optimum = solve(h, system, method="optimal", tolerance=1e-6)
     keep = np.flatnonzero(optimum.feasible)[: FLAGS.channels]
     if len(keep) < FLAGS.channels:
         common.stop(f"only {len(keep)} of {len(h)} channels are feasible; take a longer --slot")
@@ -136,7 +149,7 @@ def feasible_channels(system: System) -> tuple[jax.Array, np.ndarray]:
 
 def fast_methods(system: System, policy: Policy) -> list[Method]:
     """Methods that run in batches on the device."""
-    solve = partial(library_solve, system=system)
+    by = partial(solve, system=system)
     checked = sy.check_system(system)
 
     def scheme(function: Callable[..., Solution]) -> Callable[[jax.Array], Solution]:
@@ -147,17 +160,17 @@ def fast_methods(system: System, policy: Policy) -> list[Method]:
 
     orders = {"best channel": best_channel, "most local energy": local, "largest saving": saving}
     return [
-        Method("MCOS", "baseline", partial(solve, method="mcos")),
+        Method("MCOS", "baseline", partial(by, method="mcos")),
         Method("relaxed, rounded", "greedy", scheme(rounded)),
         *(Method(f"{name} first", "greedy", scheme(partial(heads, order=order)))
           for name, order in orders.items()),
         Method("repair of nothing", "greedy", scheme(lambda s, h: repair(s, h, 0 * h))),
         Method("BCOS, raw", "network", partial(jax.jit(Policy.__call__), policy)),
-        Method("BCOS, made feasible", "network", partial(solve, policy=policy)),
+        Method("BCOS, made feasible", "network", partial(by, policy=policy)),
         *(Method(f"one stage, n = {n}", "optimum", stage(n, exact))
           for n, exact in (Stage(2, 2), Stage(4, 4), *STAGES)),
         Method("solve, certified", "optimum",
-               partial(solve, method="optimal", tolerance=FLAGS.tolerance)),
+               partial(by, method="optimal", tolerance=FLAGS.tolerance)),
     ]  # fmt: skip
 
 
@@ -212,55 +225,68 @@ def slow_methods(
 ) -> Iterator[tuple[Method, list[float], list[np.ndarray]]]:
     """Solve channel by channel on the host: method, seconds a channel, decisions."""
     judge = jax.jit(partial(map_channels, allocate))
-
-    def method(name: str, family: str, number: int) -> Method:
-        return Method(name, family, partial(judge, system, jnp.asarray(h[:number])))
-
-    def timed(name: str, family: str, one: Callable[[int], Any], number: int) -> Any:
-        began, calls, decisions = time.perf_counter(), [], []
+    for name, family, one, number in solvers(system, h):
+        calls, decisions = [], []
         for index in range(number):
+            began = time.perf_counter()
             spent, decision = one(index)
-            now = time.perf_counter()
-            calls.append(now - began if spent is None else spent)
-            began = now
+            calls.append(time.perf_counter() - began if spent is None else spent)
             decisions.append(np.zeros(system.num_devices) if decision is None else decision)
-        return method(name, family, number), calls, decisions
+        yield (
+            Method(name, family, partial(judge, system, jnp.asarray(h[:number]))),
+            calls,
+            decisions,
+        )
 
+
+def solvers(system: System, h: np.ndarray) -> Iterator[tuple[str, str, Solver, int]]:
+    """Name the solvers that are installed, with their families and numbers of channels."""
+    yield "search on the host", "host", on_host(system, h), len(h)
     instances = [rivals.instance(system, row) for row in h]
-    start = jax.jit(partial(map_channels, lambda s, h: repair(s, h, 0 * h)))
+    if importlib.util.find_spec("cvxpy"):
+        yield "Clarabel, branch and bound", "public", by_clarabel(instances), len(h)
+    else:
+        print("CVXPY is not installed (pip install '.[bench]'): left out", flush=True)
+    if rivals.has_scip():
+        few = min(FLAGS.nonlinear_channels, len(h))
+        for name, nonlinear, number in (("tangents", False, len(h)), ("nonlinear", True, few)):
+            if number:
+                yield f"SCIP, {name}", "public", by_scip(instances, nonlinear), number
+    else:
+        print("pyscipopt is not installed (pip install '.[bench]'): SCIP left out", flush=True)
 
-    def on_host(index: int) -> tuple[None, np.ndarray]:
-        known = start(sy.check_system(system), jnp.asarray(h[index]))
+
+def on_host(system: System, h: np.ndarray) -> Solver:
+    """Search exactly in float64, from the repair of nothing."""
+    start = jax.jit(partial(map_channels, lambda s, h: repair(s, h, 0 * h)))
+    checked = sy.check_system(system)
+
+    def one(index: int) -> tuple[None, np.ndarray]:
+        known = start(checked, jnp.asarray(h[index]))
         better, _ = search(system, h[index], float(known.energy), FLAGS.tolerance)
         return None, np.asarray(known.offload) if better is None else better
 
-    on_host(0)  # compiles
-    yield timed("search on the host", "host", on_host, len(h))
-    if importlib.util.find_spec("cvxpy"):
-        clarabel = rivals.Clarabel(system.num_devices)
-        clarabel.solve(instances[0], FLAGS.tolerance)  # compiles
+    one(0)  # compiles
+    return one
 
-        def by_clarabel(index: int) -> tuple[None, np.ndarray | None]:
-            try:
-                return None, clarabel.solve(instances[index], FLAGS.tolerance)[1]
-            except ArithmeticError:
-                return None, None  # the channel counts as left local
 
-        yield timed("Clarabel, branch and bound", "public", by_clarabel, len(h))
-    else:
-        print("CVXPY is not installed (pip install '.[test]'): left out", flush=True)
-    if rivals.has_scip():
-        for name, nonlinear, number in (
-            ("SCIP, tangents", False, len(h)),
-            ("SCIP, nonlinear", True, FLAGS.nonlinear_channels),
-        ):
-            by_scip = lambda i, n=nonlinear: rivals.scip(  # noqa: E731
-                instances[i], FLAGS.tolerance, FLAGS.seconds, n
-            )
-            if number:
-                yield timed(name, "public", by_scip, min(number, len(h)))
-    else:
-        print("pyscipopt is not installed (pip install '.[bench]'): SCIP left out", flush=True)
+def by_clarabel(instances: list[Any]) -> Solver:
+    """Branch and bound with Clarabel; a channel on which it fails counts as left local."""
+    clarabel = rivals.Clarabel(len(instances[0].load))
+
+    def one(index: int) -> tuple[None, np.ndarray | None]:
+        try:
+            return None, clarabel.solve(instances[index], FLAGS.tolerance)[1]
+        except ArithmeticError:
+            return None, None
+
+    one(0)  # compiles
+    return one
+
+
+def by_scip(instances: list[Any], nonlinear: bool) -> Solver:
+    """Solve with SCIP, within its time limit."""
+    return lambda i: rivals.scip(instances[i], FLAGS.tolerance, FLAGS.seconds, nonlinear)
 
 
 def row(

@@ -143,7 +143,7 @@ def scip(
     ``c >= a (E(s) - s E'(s)) + E'(s) t``: as tight as the convex relaxation. The nonlinear
     model bounds the nats a symbol x, with t = load / x where a task is sent.
     """
-    from pyscipopt import Model, exp
+    from pyscipopt import Model
 
     model = Model()
     model.hideOutput()
@@ -154,37 +154,15 @@ def scip(
     used: Any = 0.0
     chosen = {}
     for k in range(len(p.load)):
-        local, factor = p.local[k] / unit, p.beta[k] / p.gain[k] / unit
-        if p.min_time[k] > p.slot:
-            if p.forced[k]:
-                return 0.0, None
-            energy += local
-            continue
-        a = model.addVar(vtype="B", lb=float(p.forced[k]))
-        cost = model.addVar(lb=0)
-        if nonlinear:
-            slowest, fastest = p.load[k] / p.slot, p.max_nats[k]
-            x = model.addVar(lb=slowest, ub=fastest)
-            t = model.addVar(lb=p.min_time[k] / p.slot, ub=1)  # 1 where the task stays
-            model.addCons(t >= slowest / x)
-            model.addCons(factor * p.load[k] * (exp(x) - 1) / x <= cost)
-            model.addCons(x <= slowest + (fastest - slowest) * a)
-            least = factor * p.slot * np.expm1(slowest)
-            energy += cost + (local - least) * (1 - a)
-            used += t - (1 - a)
+        if p.min_time[k] <= p.slot:
+            chosen[k] = model.addVar(vtype="B", lb=float(p.forced[k]))
+            add = _nonlinear_device if nonlinear else _tangent_device
+            cost, time_used = add(model, p, k, chosen[k], unit)
+            energy, used = energy + cost, used + time_used
+        elif p.forced[k]:
+            return 0.0, None
         else:
-            t = model.addVar(lb=0, ub=1)
-            model.addCons(t >= p.min_time[k] / p.slot * a)
-            model.addCons(t <= a)
-            at = np.geomspace(p.min_time[k], p.slot, TANGENTS)
-            x = p.load[k] / at
-            slope = factor * (np.expm1(x) - x * np.exp(x))
-            level = factor * at * np.expm1(x) - slope * at
-            for constant, rise in zip(level, slope * p.slot):
-                model.addCons(cost >= constant * a + rise * t)
-            energy += cost + local * (1 - a)
-            used += t
-        chosen[k] = a
+            energy += p.local[k] / unit
     if chosen:
         model.addCons(used <= 1)
     model.setObjective(energy, "minimize")
@@ -197,3 +175,35 @@ def scip(
     for k, a in chosen.items():
         decision[k] = round(model.getVal(a))
     return spent, decision
+
+
+def _tangent_device(model: Any, p: SimpleNamespace, k: int, a: Any, unit: float) -> tuple[Any, Any]:
+    """Add a device by tangents of its energy: energy [unit] and slot time used [slots]."""
+    factor = p.beta[k] / p.gain[k] / unit
+    t, cost = model.addVar(lb=0, ub=1), model.addVar(lb=0)
+    model.addCons(t >= p.min_time[k] / p.slot * a)
+    model.addCons(t <= a)
+    at = np.geomspace(p.min_time[k], p.slot, TANGENTS)
+    x = p.load[k] / at
+    slope = factor * (np.expm1(x) - x * np.exp(x))
+    level = factor * at * np.expm1(x) - slope * at
+    for constant, rise in zip(level, slope * p.slot):
+        model.addCons(cost >= constant * a + rise * t)
+    return cost + p.local[k] / unit * (1 - a), t
+
+
+def _nonlinear_device(
+    model: Any, p: SimpleNamespace, k: int, a: Any, unit: float
+) -> tuple[Any, Any]:
+    """Add a device by its rate, the slowest where it stays: energy [unit] and time [slots]."""
+    from pyscipopt import exp
+
+    factor = p.beta[k] / p.gain[k] / unit
+    slowest, fastest = p.load[k] / p.slot, p.max_nats[k]
+    x = model.addVar(lb=slowest, ub=fastest)
+    t, cost = model.addVar(lb=p.min_time[k] / p.slot, ub=1), model.addVar(lb=0)
+    model.addCons(t >= slowest / x)
+    model.addCons(factor * p.load[k] * (exp(x) - 1) / x <= cost)
+    model.addCons(x <= slowest + (fastest - slowest) * a)
+    least = factor * p.slot * np.expm1(slowest)
+    return cost + (p.local[k] / unit - least) * (1 - a), t - (1 - a)

@@ -125,17 +125,20 @@ def plane_figure(
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(9.0, 3.4))
         for axes, (title, values) in zip(figure.subplots(1, len(panels)), panels.items()):
-            image = axes.imshow(values, origin="lower", aspect="auto", cmap="viridis")
+            low, high = np.nanmin(values), np.nanmax(values)
+            high = max(high, low + 1)  # rounding is no pattern
+            image = axes.imshow(
+                values, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=high
+            )
             figure.colorbar(image, ax=axes)
             axes.set(title=title, xlabel="number of devices K [-]", ylabel="slot length T [s]")
             axes.set_xticks(range(len(num_devices)), [f"{k:g}" for k in num_devices])
             axes.set_yticks(range(len(slots)), [f"{t:g}" for t in slots])
             for (row, column), value in np.ndenumerate(values):
-                dark = value < np.nanmin(values) + 0.6 * (np.nanmax(values) - np.nanmin(values))
                 if np.isfinite(value):
-                    axes.text(column, row, f"{value:.0f}" if abs(value) >= 10 else f"{value:.1f}",
-                              ha="center", va="center", fontsize=5,
-                              color="white" if dark else "black")  # fmt: skip
+                    text = f"{value:.0f}" if abs(value) >= 10 else f"{round(value, 1) + 0.0:.1f}"
+                    color = "white" if value < low + 0.6 * (high - low) else "black"
+                    axes.text(column, row, text, ha="center", va="center", fontsize=5, color=color)
     return figure
 
 
