@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import meco_jax
-from meco_jax.checkpoint import write_atomically
+from meco_jax.files import write_atomically
 
 FLAGS = flags.FLAGS
 WORDS = ("scheme", "method", "family")  # columns that are no numbers

@@ -5,9 +5,11 @@ the paper's policy. Units are SI; see ``meco_jax.system`` for the symbols.
 """
 
 from meco_jax.allocation import Solution, allocate
-from meco_jax.checkpoint import load_policy, save_policy
+from meco_jax.checkpoint import load_policy, pretrained, save_policy
 from meco_jax.evaluation import evaluate_grid
 from meco_jax.network import Policy
+from meco_jax.policy import GeneralPolicy
+from meco_jax.policy_training import PolicyConfig, sample_systems, train_policy
 from meco_jax.schemes import mcos, mcos_partial, pcos, repair
 from meco_jax.solver import solve
 from meco_jax.sweep import make_grid, train_grid
@@ -15,7 +17,9 @@ from meco_jax.system import System, pad_devices, sample_channels, table1
 from meco_jax.training import TrainConfig, train
 
 __all__ = [
+    "GeneralPolicy",
     "Policy",
+    "PolicyConfig",
     "Solution",
     "System",
     "TrainConfig",
@@ -27,13 +31,16 @@ __all__ = [
     "mcos_partial",
     "pad_devices",
     "pcos",
+    "pretrained",
     "repair",
     "sample_channels",
+    "sample_systems",
     "save_policy",
     "solve",
     "table1",
     "train",
     "train_grid",
+    "train_policy",
 ]
 
 __version__ = "0.1.0"

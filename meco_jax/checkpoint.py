@@ -2,61 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from meco_jax import system as sy
+from meco_jax.files import write_atomically
 from meco_jax.network import Network, Policy, init_variables
+from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
 
-FORMAT = "meco_jax policy 1"
+FORMAT, GENERAL_FORMAT = "meco_jax policy 1", "meco_jax general policy 1"
+PRETRAINED = "pretrained.npz"
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Write a file under a temporary name and rename it: readers see the old or the new one.
+def save_policy(
+    path: str | os.PathLike[str], policy: Policy | GeneralPolicy, origin: str = ""
+) -> None:
+    """Save one policy: arrays by name, and JSON for what fixes shapes.
 
     Args:
-        path: the file.
-        write: called with the open binary file.
+        path: the file, written atomically.
+        policy: trained for one system, which is saved with it, or for any.
+        origin: how it was made, for readers of the file.
     """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def save_policy(path: str | os.PathLike[str], policy: Policy) -> None:
-    """Save one policy with its system: arrays by name, and JSON for what fixes shapes."""
     arrays: dict[str, Any] = {name: np.asarray(x) for name, x in _leaves(policy).items()}
-    settings = {
-        "format": FORMAT,
-        "hidden": list(policy.network.hidden),
-        "share_resources": policy.network.share_resources,
-        "role": policy.role,
-        "scaling": policy.scaling,
-    }
     buffer = io.BytesIO()
-    arrays["settings"] = np.asarray(json.dumps(settings))
-    np.savez(buffer, **arrays)
+    text = json.dumps({**_settings(policy), "origin": origin})
+    np.savez_compressed(buffer, **arrays, settings=np.asarray(text))
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
-def load_policy(path: str | os.PathLike[str]) -> Policy:
+def load_policy(path: str | os.PathLike[str]) -> Policy | GeneralPolicy:
     """Load a policy; every array's name, shape and type is checked, and no code is run.
 
     Raises:
@@ -66,20 +51,13 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         content = io.BytesIO(Path(path).read_bytes())
         with np.load(content, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        settings = json.loads(str(arrays.pop("settings")))
-        if settings["format"] != FORMAT:
-            raise ValueError(f"its format is {settings['format']!r}, not {FORMAT!r}")
-        network = Network(tuple(settings["hidden"]), settings["share_resources"])
-        num_devices = arrays["system/task_bits"].shape[0]
+        wanted = _wanted(json.loads(str(arrays.pop("settings"))), arrays)
     except OSError:
         raise
     except Exception as error:
         raise ValueError(
             f"path must be a policy saved by save_policy; got {path}: {error}"
         ) from None
-    variables = jax.eval_shape(lambda: init_variables(network, jax.random.key(0), num_devices))
-    system = jax.eval_shape(lambda: sy.check_system(sy.table1(num_devices)))
-    wanted = Policy(variables, system, network, settings["role"], settings["scaling"])
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(wanted).items()}
     found = {name: (leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
     for name in sorted(expected.keys() | found.keys()):
@@ -88,7 +66,47 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
                 f"path must hold {name} as {expected.get(name)}; got {found.get(name)} in {path}"
             )
     tree = unflatten_dict({tuple(name.split("/")): leaf for name, leaf in arrays.items()})
+    if isinstance(wanted, GeneralPolicy):
+        return wanted.replace(**tree)
     return wanted.replace(variables=tree["variables"], system=sy.System(**tree["system"]))
+
+
+@functools.cache
+def pretrained() -> GeneralPolicy:
+    """Return the general policy that is shipped with the package, which ``solve`` uses."""
+    policy = load_policy(Path(__file__).parent / PRETRAINED)
+    assert isinstance(policy, GeneralPolicy)
+    return jax.device_put(policy)
+
+
+def _settings(policy: Policy | GeneralPolicy) -> dict[str, Any]:
+    """Name what fixes the shapes of a policy."""
+    if isinstance(policy, GeneralPolicy):
+        network = policy.network
+        own = {name: getattr(network, name) for name in ("width", "rounds", "trust")}
+        return {"format": GENERAL_FORMAT, **own}
+    return {
+        "format": FORMAT,
+        "hidden": list(policy.network.hidden),
+        "share_resources": policy.network.share_resources,
+        "role": policy.role,
+        "scaling": policy.scaling,
+    }
+
+
+def _wanted(settings: dict[str, Any], arrays: dict[str, Any]) -> Policy | GeneralPolicy:
+    """Describe the policy of these settings, with shapes in the place of arrays."""
+    key = jax.random.key(0)
+    if settings["format"] == GENERAL_FORMAT:
+        general = DeviceNetwork(settings["width"], settings["rounds"], settings["trust"])
+        return GeneralPolicy(jax.eval_shape(lambda: init_params(general, key)), general)
+    if settings["format"] != FORMAT:
+        raise ValueError(f"its format is {settings['format']!r}, not {FORMAT!r}")
+    network = Network(tuple(settings["hidden"]), settings["share_resources"])
+    num_devices = arrays["system/task_bits"].shape[0]
+    variables = jax.eval_shape(lambda: init_variables(network, key, num_devices))
+    system = jax.eval_shape(lambda: sy.check_system(sy.table1(num_devices)))
+    return Policy(variables, system, network, settings["role"], settings["scaling"])
 
 
 class OtherRunError(ValueError):
@@ -173,14 +191,11 @@ class RunStore:
         self._manager.close()
 
 
-def _leaves(policy: Policy) -> dict[str, jax.Array]:
+def _leaves(policy: Policy | GeneralPolicy) -> dict[str, jax.Array]:
     """Name every array of a policy by its path."""
-    system = {name: getattr(policy.system, name) for name in (*sy.SYSTEM_RANGES, "active")}
-    tree = {"variables": policy.variables, "system": system}
+    if isinstance(policy, GeneralPolicy):
+        tree = {"params": policy.params}
+    else:
+        system = {name: getattr(policy.system, name) for name in (*sy.SYSTEM_RANGES, "active")}
+        tree = {"variables": policy.variables, "system": system}
     return dict(flatten_dict(tree, sep="/"))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from meco_jax.checkpoint import write_atomically
+from meco_jax.files import write_atomically
 
 SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {  # name: (label, style)
     "mcos": ("MCOS", {"color": "#555555", "marker": "s", "linestyle": "-"}),
@@ -35,6 +35,12 @@ FAMILIES: dict[str, dict[str, Any]] = {  # of methods: style
     "host": {"color": "#000000", "marker": "v"},
     "public": {"color": "#0072B2", "marker": "X"},
 }
+LINES: tuple[dict[str, Any], ...] = (  # of what is no scheme
+    {"color": "#D55E00", "marker": "o", "linestyle": "-"},
+    {"color": "#0072B2", "marker": "^", "linestyle": "--"},
+    {"color": "#009E73", "marker": "D", "linestyle": "-."},
+    {"color": "#CC79A7", "marker": "s", "linestyle": ":"},
+)
 ROUNDING = 1e-7  # gaps below are float32's
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -170,6 +176,39 @@ def training_figure(
             row[1].set_title(f"{title} ({role})")
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    return figure
+
+
+class GapPanel(NamedTuple):
+    """One panel of ``gap_figure``."""
+
+    label: str  # of the x axis
+    x: Sequence[float] | np.ndarray  # [M]
+    gaps: Mapping[str, Sequence[float] | np.ndarray]  # by line, [M] [-]
+    inside: tuple[float, float] | None = None  # x of the training, shaded
+
+
+def gap_figure(panels: Sequence[GapPanel]) -> Figure:
+    """Draw gaps in percent, on a logarithmic axis from 0.001 % on, one panel a swept number."""
+    with matplotlib.rc_context(STYLE):
+        columns = min(len(panels), 3)
+        rows = -(-len(panels) // columns)
+        figure = Figure(figsize=(1.2 + 2.4 * columns, 2.5 * rows + 0.4))
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, panel in zip(grid.flat, panels):
+            for (name, gaps), style in zip(panel.gaps.items(), LINES):
+                values = np.maximum(100 * np.asarray(gaps), 1e-3)
+                axes.plot(panel.x, values, label=name, **style)
+            if panel.inside:
+                axes.axvspan(*panel.inside, color="black", alpha=0.06, linewidth=0)
+            wide = min(panel.x) > 0 and max(panel.x) > 20 * min(panel.x)
+            axes.set(xlabel=panel.label, xscale="log" if wide else "linear", yscale="log")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("mean gap [%]")
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
 
 

@@ -107,28 +107,47 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
         uplinks.usable, uplinks.local - priced_cost(uplinks, relaxed.log_mu), -jnp.inf
     )
     group = jnp.where(forced, 0, jnp.where(offload > 0.5, 1, 2))
-    place = jnp.argsort(jnp.lexsort((-saved, group)))  # [K] position in the line
-    heads = place[None] < jnp.arange(h.shape[-1] + 1)[:, None]  # [K + 1, K]
-    free = (uplinks.usable & ~forced)[None]
     grid = price_grid(uplinks, relaxed.log_mu, *GRID)
-    best, _, _ = _cheapest(uplinks, grid, jnp.where(free, heads, forced[None]), forced)
+    best, _, _ = best_head(uplinks, grid, forced, jnp.lexsort((-saved, group)), EXACT)
     changes = jnp.logical_xor(best[None], jnp.eye(h.shape[-1], dtype=bool))
-    changes = jnp.where(free, changes, best[None])
-    best, time, energy = _cheapest(uplinks, grid, changes, best)
+    changes = jnp.where((uplinks.usable & ~forced)[None], changes, best[None])
+    best, time, energy = cheapest(uplinks, grid, changes, best, EXACT)
     return finish(uplinks, best.astype(h.dtype), time, energy, relaxed.bound)
 
 
-def _cheapest(
-    uplinks: Link, grid: Grid, sets: jax.Array, known: jax.Array
+def best_head(
+    uplinks: Link, grid: Grid, forced: jax.Array, line: jax.Array, exact: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Send the forced devices and the best number of others from the head of a line.
+
+    Args:
+        uplinks: of the channel.
+        grid: dual terms that compare the heads.
+        forced: C2, ``[K]`` bool.
+        line: indices of all devices, the first ones sent first, ``[K]``.
+        exact: heads that are allocated exactly; the forced devices alone are another.
+
+    Returns:
+        The set ``[K]`` bool, its times ``[K]`` [s] and energy ``[]`` [J], see ``cheapest``.
+    """
+    place = jnp.argsort(line)
+    heads = place[None] < jnp.arange(len(line) + 1)[:, None]  # [K + 1, K]
+    heads = jnp.where((uplinks.usable & ~forced)[None], heads, forced[None])
+    return cheapest(uplinks, grid, heads, forced, exact)
+
+
+def cheapest(
+    uplinks: Link, grid: Grid, sets: jax.Array, known: jax.Array, exact: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Pick the set of least energy out of ``[M, K]`` and ``known`` ``[K]``, with its times.
 
-    The grid's dual values, math note 3b, tell the few that are worth an exact allocation.
+    The grid's dual values, math note 3b, tell the ``exact`` ones that are worth an exact
+    allocation. The energy is infinite if none fits.
     """
     saved = jnp.matmul(sets.astype(grid.saving.dtype), grid.saving, precision=HIGHEST)
     bounds = jnp.max(grid.offset[None] - saved, axis=1)
     bounds = jnp.where(jax.vmap(partial(fits, uplinks))(sets), bounds, jnp.inf)
-    _, likely = jax.lax.top_k(-bounds, min(EXACT, len(sets)))
+    _, likely = jax.lax.top_k(-bounds, min(exact, len(sets)))
     few = jnp.concatenate([sets[likely], known[None]]).astype(grid.saving.dtype)
     energies, times = jax.vmap(partial(set_energy, uplinks))(few)
     best = jnp.argmin(energies)

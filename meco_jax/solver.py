@@ -17,7 +17,9 @@ import numpy as np
 from meco_jax import optimal, schemes
 from meco_jax import system as sy
 from meco_jax.allocation import Solution, allocate
+from meco_jax.checkpoint import pretrained
 from meco_jax.network import Policy
+from meco_jax.policy import LARGEST_EFFORT, GeneralPolicy
 from meco_jax.system import ArrayLike, System
 
 CHUNK_BYTES = 2**29  # working memory of a batch
@@ -34,8 +36,9 @@ def solve(
     h: ArrayLike,
     system: System | None = None,
     method: str = "bcos",
-    policy: Policy | None = None,
+    policy: Policy | GeneralPolicy | None = None,
     tolerance: float = 1e-4,
+    effort: int = 4,
 ) -> Solution:
     """Decide who offloads, at what powers and in which slot times: P1, (6).
 
@@ -50,8 +53,11 @@ def solve(
             "pcos", the optimum if tasks could be split; "optimal", the optimum with a proof:
             ``lower_bound`` comes within ``tolerance`` of the energy. Under ``jax.jit`` only
             the first stage runs, and ``lower_bound`` says what it proves.
-        policy: the trained policy for "bcos", from ``meco_jax.train``.
+        policy: for "bcos", from ``meco_jax.train`` or ``train_policy``; by default the one that
+            is shipped, which serves any system.
         tolerance: relative gap up to which "optimal" goes on looking [-].
+        effort: of a general policy, 0-12: n compares the 2^n sets that differ in the n least
+            certain devices; 0 is the fastest.
 
     Returns:
         A ``Solution``. A channel whose forced devices do not fit into the slot is infeasible:
@@ -59,23 +65,22 @@ def solve(
 
     Raises:
         ValueError: eagerly, if a value is out of range; at any time, if a shape is wrong, the
-            method is unknown, or the policy is missing or was trained for another K. Under
+            method is unknown, or the policy was trained for another K. Under
             ``jax.jit`` values out of range give ``feasible`` False and NaN energy.
     """
     if method not in (*METHODS, "bcos"):
         known = ", ".join(sorted((*METHODS, "bcos")))
         raise ValueError(f"method must be one of {known}; got {method!r}")
-    if method == "bcos" and policy is None:
-        raise ValueError(
-            "policy must be given for method 'bcos'; train one with "
-            "`policy, history = meco_jax.train(system, key=jax.random.key(0))`; got None"
-        )
+    if not isinstance(effort, int) or not 0 <= effort <= LARGEST_EFFORT:
+        raise ValueError(f"effort must be an integer from 0 to {LARGEST_EFFORT}; got {effort!r}")
+    if policy is None and method == "bcos":
+        policy = pretrained()
     if system is None:
         num_devices = (np.shape(h) or (0,))[-1]
-        system = policy.system if policy else sy.table1(num_devices)
+        system = policy.system if isinstance(policy, Policy) else sy.table1(num_devices)
     system = sy.check_system(system)
     h = sy.check_channels(h, system.num_devices)
-    if policy and policy.system.num_devices != system.num_devices:
+    if isinstance(policy, Policy) and policy.system.num_devices != system.num_devices:
         raise ValueError(
             f"policy must be trained for {system.num_devices} devices, like h; "
             f"got one trained for {policy.system.num_devices}"
@@ -83,18 +88,21 @@ def solve(
     sy.require("tolerance", tolerance, 0.0, included=False)
     if method == "optimal" and not _is_traced(h, system):
         return _escalate(h, system, _solve(h, system, None, method, optimal.STAGES[0]), tolerance)
-    return _solve(h, system, policy if method == "bcos" else None, method)
+    return _solve(h, system, policy if method == "bcos" else None, method, effort=effort)
 
 
-@partial(jax.jit, static_argnames=("method", "stage"))
+@partial(jax.jit, static_argnames=("method", "stage", "effort"))
 def _solve(
     h: jax.Array,
     system: System,
-    policy: Policy | None,
+    policy: Policy | GeneralPolicy | None,
     method: str,
     stage: optimal.Stage = optimal.ONLY_STAGE,
+    effort: int = 0,
 ) -> Solution:
     """Solve channels of any batch shape, each with its own system where fields are batched."""
+    if isinstance(policy, GeneralPolicy):
+        return map_channels(_checked(partial(policy.decide, effort=effort)), system, h)
     if policy is not None:
         offload, _, _ = policy.outputs(h.reshape(-1, h.shape[-1]))
         return map_channels(_checked(schemes.repair), system, h, offload.reshape(h.shape))

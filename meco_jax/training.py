@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,32 @@ from meco_jax.system import System
 Metrics = dict[str, jax.Array]
 History = dict[str, np.ndarray]
 ByScheme = Any  # a float, or None for the scheme's default
+Carry = TypeVar("Carry")
 Report = Callable[[int, dict[str, np.ndarray]], None]
+
+
+class Schedule(Protocol):
+    """What settings say about the length and the rate of a training."""
+
+    @property
+    def learning_rate(self) -> Any:
+        """Rate at the start [-]."""
+
+    @property
+    def final_learning_rate(self) -> float:
+        """Rate at the end, as a part of the start's [-]."""
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs."""
+
+    @property
+    def chunk_epochs(self) -> int:
+        """Epochs between two reports."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch."""
 
 
 class TrainConfig(struct.PyTreeNode):
@@ -161,14 +186,14 @@ def train(
 
 
 def train_loop(
-    advance: Callable[[Run, int], tuple[Run, Metrics]],
-    run: Run,
-    config: TrainConfig,
+    advance: Callable[[Carry, int], tuple[Carry, Metrics]],
+    run: Carry,
+    config: Schedule,
     report: Report | None,
     first_epoch: int = 0,
     history: Sequence[dict[str, np.ndarray]] = (),
-    save: Callable[[int, Run, list[dict[str, np.ndarray]]], None] | None = None,
-) -> tuple[Run, History]:
+    save: Callable[[int, Carry, list[dict[str, np.ndarray]]], None] | None = None,
+) -> tuple[Carry, History]:
     """Drive a jitted chunk from the host until ``config.epochs`` are done.
 
     Args:
@@ -298,7 +323,7 @@ def init_state(key: jax.Array, system: System, config: TrainConfig) -> TrainStat
     params = variables["params"]
 
     def learner(role: Role) -> Learner:
-        optimizer = _optimizer(config).init(_own(params, role, config))
+        optimizer = cosine_adam(config).init(_own(params, role, config))
         return Learner(optimizer, config.multiplier * local_power(system), jnp.zeros(()))
 
     return TrainState(params, variables["batch_stats"], learner("teacher"), learner("student"))
@@ -399,7 +424,7 @@ def _descend(
     gradient, (stats, metrics) = jax.lax.cond(
         frozen, partial(slope, train=False), partial(slope, train=True), own
     )
-    updates, optimizer = _optimizer(config).update(gradient, learner.optimizer, own)
+    updates, optimizer = cosine_adam(config).update(gradient, learner.optimizer, own)
     learner = learner._replace(optimizer=optimizer, violation=metrics["violation"])
     params = state.params | optax.apply_updates(own, updates)
     state = state._replace(params=params, batch_stats=stats, **{role: learner})
@@ -412,7 +437,7 @@ def _own(params: dict[str, Any], role: Role, config: TrainConfig) -> dict[str, A
     return {name: params[name] for name in ("decision", f"{owner}_time", f"{owner}_power")}
 
 
-def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
+def cosine_adam(config: Schedule) -> optax.GradientTransformation:
     """Adam with a cosine decay of its rate."""
     total = config.epochs * config.steps_per_epoch
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from meco_jax import TrainConfig, load_policy, sample_channels, save_policy, table1, train
-from meco_jax.checkpoint import write_atomically
+from meco_jax.files import write_atomically
 
 TINY = TrainConfig(num_channels=100, batch_size=50, epochs=1, chunk_epochs=1, hidden=(8, 8))
 

@@ -6,8 +6,8 @@ import meco_jax
 PACKAGE = Path(meco_jax.__file__).parent
 # fmt: off
 ORDER = (
-    "system", "allocation", "schemes", "optimal", "network", "checkpoint", "training", "sweep",
-    "solver", "evaluation", "figures",
+    "files", "system", "allocation", "schemes", "optimal", "network", "policy", "checkpoint",
+    "gradients", "training", "policy_training", "sweep", "solver", "evaluation", "figures",
 )
 # fmt: on
 

@@ -1,0 +1,92 @@
+"""Train the general policy: the weights that are shipped with the package.
+
+Writes policy.npz, history.csv, training.png/.pdf and run.json into --output_dir, and goes on
+with a run that was interrupted. The shipped ones come from
+
+    python experiments/train_policy.py --flagfile=experiments/flags/policy.flags
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from typing import Any
+
+import common
+import jax
+import numpy as np
+from absl import app, flags
+
+from meco_jax import PolicyConfig, figures, save_policy, train_policy
+from meco_jax.checkpoint import OtherRunError
+from meco_jax.gradients import GRADIENTS
+from meco_jax.policy import DeviceNetwork
+
+FLAGS = flags.FLAGS
+DEFAULT = PolicyConfig()
+common.define_flags()
+flags.adopt_module_key_flags(common)
+flags.DEFINE_integer("seed", 0, "of the network and of the systems", lower_bound=0)
+flags.DEFINE_integer("epochs", DEFAULT.epochs, "of 100 steps each", lower_bound=1)
+flags.DEFINE_float("learning_rate", DEFAULT.learning_rate, "Adam's at the start", lower_bound=0)
+flags.DEFINE_integer("width", DEFAULT.network.width, "of the network's layers", lower_bound=1)
+flags.DEFINE_integer("rounds", DEFAULT.network.rounds, "of the network", lower_bound=1)
+flags.DEFINE_enum("gradient", DEFAULT.gradient, sorted(GRADIENTS), "way to learn the decision")
+flags.DEFINE_list(
+    "batches", [f"{n}x{k}" for n, k in DEFAULT.batches], "channels x devices of a step's parts"
+)
+flags.DEFINE_float("save_seconds", 20.0, "least time between two checkpoints [s]", lower_bound=0)
+
+
+def main(argv: list[str]) -> None:
+    """Train, and write the policy with the command that made it."""
+    common.begin(argv)
+    started, folder = time.time(), common.prepare()
+    config = PolicyConfig(
+        learning_rate=FLAGS.learning_rate,
+        gradient=FLAGS.gradient,
+        batches=tuple((int(n), int(k)) for n, k in (b.split("x") for b in FLAGS.batches)),
+        network=DeviceNetwork(FLAGS.width, FLAGS.rounds),
+        epochs=FLAGS.epochs,
+    )
+    print(f"training on {jax.devices()[0]}", flush=True)
+    try:
+        with common.Bar(config.epochs) as bar:
+            seen = 0
+
+            def report(step: int, metrics: dict[str, np.ndarray]) -> None:
+                nonlocal seen
+                epoch = step // config.steps_per_epoch
+                if not seen:  # epochs before are of an earlier run
+                    bar.skip(epoch - config.chunk_epochs)
+                seen = epoch
+                text = f"step {step}, energy over the bound {100 * float(metrics['gap']):.2f} %"
+                bar.advance(config.chunk_epochs, text)
+
+            policy, history = train_policy(
+                FLAGS.seed, config, report=report, folder=folder / "checkpoints",
+                save_seconds=FLAGS.save_seconds,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on from {folder}/checkpoints", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(130)
+    except OtherRunError as error:
+        common.stop(f"{error}; take another --output_dir, or the same flags")
+    save_policy(folder / "policy.npz", policy, origin=shlex.join(["python", *sys.argv]))
+    rows: list[dict[str, Any]] = [
+        {name: float(values[i]) for name, values in history.items()}
+        for i in range(len(history["step"]))
+    ]
+    common.write_csv(folder / "history.csv", rows)
+    gaps = {"best head of the line over the lower bound": history["gap"]}
+    panel = figures.GapPanel("step [-]", history["step"], gaps)
+    figures.save_figure(figures.gap_figure([panel]), folder / "training")
+    common.write_run(folder / "run.json", started)
+    print(f"wrote {folder} in {time.time() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,250 @@
+"""Ways to learn a binary decision: losses whose gradients stand in for that of the energy.
+
+The energy of a decision is that of its best powers and times, so that the binary layer is
+all that is learned. A ``Case`` has one channel's prices, energies in units of the Lagrangian
+bound: at a grid of prices the energy of any set is the largest of its dual values, math
+note 3b. Each way is a function ``(scores, case, key, progress) -> loss``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from meco_jax import system as sy
+from meco_jax.allocation import link, price_grid, relax
+from meco_jax.network import binarize
+from meco_jax.policy import GRID, device_features, flips, price_certainty
+from meco_jax.system import System
+
+OVERFLOW = 100.0  # energy of a set whose fastest times are twice the slot, over the bound [-]
+LIMIT = 1.0  # largest gradient of a device's decision, over the bound [-]
+REGRET = 0.03  # that makes a set e times less worth learning, over the bound [-]
+TRIED = 6  # devices that are flipped to find the best set around a decision
+COLDEST = 0.1  # temperature of the Gumbel sigmoid at the end; 1 at the start [-]
+
+
+class Case(NamedTuple):
+    """One channel to learn from, ``[K]`` devices and ``[J]`` prices."""
+
+    features: jax.Array  # [K, F] see ``policy.device_features``
+    usable: jax.Array  # [K] bool
+    forced: jax.Array  # [K] bool: C2, and can send
+    saving: jax.Array  # [K, J] what sending saves at a price, over the bound [-]
+    offset: jax.Array  # [J] dual value of nothing sent, over the bound [-]
+    least: jax.Array  # [K] t_min / T [-]
+    counts: jax.Array  # [] bool: feasible, and sending pays for some device
+
+    @property
+    def free(self) -> jax.Array:
+        """Devices that may send or stay: ``[K]`` bool."""
+        return self.usable & ~self.forced
+
+
+def make_case(system: System, h: jax.Array) -> Case:
+    """Price one channel ``h: [K]``."""
+    uplinks, forced = link(system, h), sy.forced(system)
+    relaxed = relax(uplinks, forced.astype(h.dtype))
+    grid = price_grid(uplinks, relaxed.log_mu, *GRID)
+    counts = jnp.isfinite(relaxed.bound) & (relaxed.bound > 0) & jnp.any(relaxed.offload > 0)
+    bound = jnp.where(counts, relaxed.bound, 1.0)
+    return Case(
+        features=device_features(uplinks, forced, relaxed),
+        usable=uplinks.usable,
+        forced=forced & uplinks.usable,
+        saving=grid.saving / bound,
+        offset=grid.offset / bound,
+        least=jnp.where(uplinks.usable, uplinks.min_time / uplinks.slot, 0.0),
+        counts=counts,
+    )
+
+
+def energy(offload: jax.Array, case: Case) -> jax.Array:
+    """Energy of parts ``[K]`` with their best powers and times, over the bound: ``[]`` [-].
+
+    Its gradient is that of the relaxation, minus the savings at the price of the slot.
+    """
+    dual = case.offset - offload @ case.saving
+    return jnp.max(dual) + OVERFLOW * jnp.maximum(offload @ case.least - 1, 0.0)
+
+
+def differences(offload: jax.Array, case: Case) -> jax.Array:
+    """Energy with a_k = 1 less energy with a_k = 0, all others as they are: ``[K]`` [-].
+
+    Args:
+        offload: a decision ``[K]``, 0 or 1.
+        case: the channel.
+    """
+    dual, used = case.offset - offload @ case.saving, offload @ case.least
+
+    def with_all_at(value: float) -> jax.Array:  # each in turn
+        change = value - offload
+        duals = dual[None] - change[:, None] * case.saving
+        return jnp.max(duals, axis=1) + OVERFLOW * jnp.maximum(used + change * case.least - 1, 0.0)
+
+    return with_all_at(1.0) - with_all_at(0.0)
+
+
+@jax.custom_vjp
+def exact_energy(offload: jax.Array, case: Case) -> jax.Array:
+    """Energy of a decision ``[K]``; its gradient is the exact discrete one, ``differences``."""
+    return energy(offload, case)
+
+
+def _exact_forward(offload: jax.Array, case: Case) -> tuple[jax.Array, tuple[jax.Array, Case]]:
+    return energy(offload, case), (offload, case)
+
+
+def _exact_backward(saved: tuple[jax.Array, Case], cotangent: jax.Array) -> tuple[jax.Array, None]:
+    return cotangent * differences(*saved), None
+
+
+exact_energy.defvjp(_exact_forward, _exact_backward)
+
+
+@jax.custom_vjp
+def commit(scores: jax.Array, decision: jax.Array) -> jax.Array:
+    """Take a decision ``[K]`` as the network's own.
+
+    Backward the slope of a device is the probability that the network gives to the side that
+    the gradient speaks against: a device that is wrong and sure of it still learns. Together
+    with ``exact_energy`` this is the cross entropy to the better side, weighted by its regret.
+    """
+    del scores
+    return decision
+
+
+def _commit_forward(scores: jax.Array, decision: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return decision, scores
+
+
+def _commit_backward(scores: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    slope = jax.nn.sigmoid(jnp.sign(cotangent) * scores)
+    return cotangent * slope, jnp.zeros_like(cotangent)
+
+
+commit.defvjp(_commit_forward, _commit_backward)
+
+
+@jax.custom_vjp
+def limit(offload: jax.Array) -> jax.Array:
+    """Pass decisions on, and bound the gradient of each by ``LIMIT``."""
+    return offload
+
+
+limit.defvjp(
+    lambda offload: (offload, None), lambda _, cotangent: (jnp.clip(cotangent, -LIMIT, LIMIT),)
+)
+
+
+def threshold(scores: jax.Array, case: Case) -> jax.Array:
+    """Send the forced devices and those that score above 0: ``[K]``, 0 or 1."""
+    return jnp.where(case.forced | case.free & (scores > 0), 1.0, 0.0)
+
+
+def best_count(scores: jax.Array, case: Case) -> jax.Array:
+    """Send the forced devices and the best number of others in the order of their scores."""
+    place = jnp.argsort(jnp.argsort(-jnp.where(case.free, scores, -jnp.inf)))
+    heads = place[None] < jnp.arange(len(scores) + 1)[:, None]
+    heads = jnp.where(case.free[None], heads, case.forced[None]).astype(scores.dtype)
+    return heads[jnp.argmin(jax.vmap(energy, (0, None))(heads, case))]
+
+
+def _parts(ratio: jax.Array, case: Case) -> jax.Array:
+    """Relax the decision: forced devices send all, free ones a part ``[K]``."""
+    return limit(jnp.where(case.free, ratio, case.forced.astype(ratio.dtype)))
+
+
+def _sign(
+    scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array, *, slope: float = 0.0
+) -> jax.Array:
+    """The binary layer (15) with a slope of its own."""
+    required = case.forced.astype(scores.dtype)
+    ratio = jax.nn.sigmoid(scores)
+    return energy(_parts(binarize(ratio, required, slope * (1 - required)), case), case)
+
+
+def _relaxed(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
+    """The teacher alone, (23): its ratios are rounded."""
+    return energy(_parts(jax.nn.sigmoid(scores), case), case)
+
+
+def _teacher(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
+    """The paper's: the teacher's loss, and the student's with slope 1 - m^+."""
+    return _relaxed(scores, case, key, progress) + _sign(scores, case, key, progress, slope=1.0)
+
+
+def _straight_through(
+    scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array, *, clip: float = jnp.inf
+) -> jax.Array:
+    """Slope 1 from the decision to the score, within ``clip`` of 0."""
+    passed = jnp.clip(scores, -clip, clip)
+    hard = (scores > 0).astype(scores.dtype)
+    return energy(_parts(passed + jax.lax.stop_gradient(hard - passed), case), case)
+
+
+def _gumbel(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
+    """The Gumbel sigmoid (Maddison et al. 2017, Jang et al. 2017), ever colder."""
+    noise = jax.random.logistic(key, scores.shape)
+    return energy(_parts(jax.nn.sigmoid((scores + noise) / COLDEST**progress), case), case)
+
+
+def _reinforce(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
+    """The score function (Williams 1992), its baseline the decision without noise."""
+    drawn = jax.random.bernoulli(key, jax.nn.sigmoid(scores)).astype(scores.dtype)
+    decision = jnp.where(case.free, drawn, case.forced.astype(scores.dtype))
+    gain = energy(decision, case) - energy(threshold(scores, case), case)
+    gain = jax.lax.stop_gradient(jnp.clip(gain, -LIMIT, LIMIT))
+    log_odds = jnp.where(drawn > 0, scores, -scores)
+    return gain * jnp.sum(jnp.where(case.free, jax.nn.log_sigmoid(log_odds), 0.0))
+
+
+def _sampled(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
+    """The exact differences at a random decision: unbiased for the mean energy of such."""
+    ratio = jax.nn.sigmoid(scores)
+    drawn = jax.random.bernoulli(key, ratio).astype(scores.dtype)
+    decision = ratio + jax.lax.stop_gradient(drawn - ratio)
+    return exact_energy(_parts(decision, case), case)
+
+
+def _exact(
+    scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array,
+    *, decide: Callable[[jax.Array, Case], jax.Array],
+) -> jax.Array:  # fmt: skip
+    """The exact differences at a decision of the network."""
+    decision = jax.lax.stop_gradient(decide(scores, case))
+    return exact_energy(_parts(commit(scores, decision), case), case)
+
+
+def _best_flips(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
+    """Self-improvement: make the best of the 2^n sets around the best head likely.
+
+    A set that costs ``REGRET`` more than the best counts a factor e less.
+    """
+    base = best_count(scores, case) > 0
+    certainty = jnp.where(case.free, price_certainty(case.features), jnp.inf)
+    sets = jnp.where(case.free[None], flips(base, certainty, TRIED), base[None])
+    energies = jax.vmap(energy, (0, None))(sets.astype(scores.dtype), case)
+    regret = jax.lax.stop_gradient(energies - jnp.min(energies))
+    odds = jnp.where(sets, scores[None], -scores[None])
+    likely = jnp.sum(jnp.where(case.free[None], jax.nn.log_sigmoid(odds), 0.0), axis=1)
+    return -jax.nn.logsumexp(likely - jnp.minimum(regret / REGRET, 50.0))
+
+
+GRADIENTS: dict[str, Callable[[jax.Array, Case, jax.Array, jax.Array], jax.Array]] = {
+    "sign": _sign,
+    "teacher": _teacher,
+    "straight_through": _straight_through,
+    "clipped": partial(_straight_through, clip=1.0),
+    "gumbel": _gumbel,
+    "reinforce": _reinforce,
+    "relaxed": _relaxed,
+    "sampled": _sampled,
+    "exact": partial(_exact, decide=threshold),
+    "exact_best": partial(_exact, decide=best_count),
+    "best_flips": _best_flips,
+}

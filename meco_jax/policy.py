@@ -1,0 +1,208 @@
+"""The learned policy for any system: who offloads, from the gains and the whole of ``System``.
+
+A small network looks at every device in the same way, at what sending and staying cost at
+prices around the relaxed problem's, and at a summary of all devices: permuting the devices
+permutes the answer, and any K will do. Its scores line the devices up; the best head of the
+line is sent and allocated exactly, so that the answer is feasible whenever the channel is.
+All is for one channel, ``[K]``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+
+from meco_jax import system as sy
+from meco_jax.allocation import (
+    Link,
+    Relaxed,
+    Solution,
+    best_nats,
+    finish,
+    link,
+    price_grid,
+    priced_cost,
+    relax,
+)
+from meco_jax.files import write_atomically
+from meco_jax.network import Variables
+from meco_jax.schemes import best_head, cheapest
+from meco_jax.system import System
+
+PRICES = 0.0, -1.0, 1.0  # at which devices are looked at, over mu* [ln]
+GRID = 17, 3.0  # prices and half width [ln W] of the grid that compares decisions
+LARGEST_EFFORT = 12
+FEATURES = 4 * len(PRICES) - 1 + 6  # see ``device_features``
+
+
+def device_features(link: Link, forced: jax.Array, relaxed: Relaxed) -> jax.Array:
+    """Describe every device without units, at prices around the relaxed problem's: ``[K, F]``.
+
+    The first is what sending saves at mu* over the price of the whole slot; an arcsinh or a
+    logarithm tames each. Devices that cannot send are all zeros.
+
+    Args:
+        link: the uplinks.
+        forced: C2, ``[K]`` bool.
+        relaxed: the relaxed P1's answer.
+    """
+    usable = link.usable
+    whole = jnp.exp(relaxed.log_mu) * link.slot  # what the slot is worth [J]
+    columns, shares = [], []
+    for shift in PRICES:
+        log_mu = relaxed.log_mu + shift
+        cost = jnp.where(usable, priced_cost(link, log_mu), 1.0)
+        shares.append(link.load / best_nats(link, log_mu) / link.slot)
+        if shift == 0:
+            columns.append(_tame(jnp.arcsinh(10 * (link.local - cost) / whole)))
+            sends = usable & (forced | (cost < link.local))
+        columns += [_tame_log(link.local / cost), _tame_log(8 * shares[-1])]
+    least = link.min_time / link.slot
+    columns += [forced, usable, relaxed.offload, _tame_log(8 * least)]
+    slack = 1 - jnp.sum(jnp.where(sends, shares[0], 0.0))
+    everywhere = (
+        _tame(4 * slack),
+        _tame_log(8 * slack),
+        jnp.sum(jnp.where(sends, least, 0.0)),
+        jnp.sum(jnp.where(forced & usable, least, 0.0)),
+        _tame_log(relaxed.bound / whole),
+        _tame_log(jnp.sum(usable)),
+    )
+    columns += [jnp.broadcast_to(x, usable.shape) for x in everywhere]
+    return jnp.stack([jnp.where(usable, x, 0.0) for x in columns], axis=-1)
+
+
+class DeviceNetwork(nn.Module):
+    """The same small network for every device, with a summary of all devices between layers."""
+
+    width: int = 32
+    rounds: int = 2
+    trust: float = 8.0  # weight of the cost difference at mu*, which the network corrects
+
+    @nn.compact
+    def __call__(self, x: jax.Array, usable: jax.Array) -> jax.Array:
+        """Map features ``[K, F]`` and usable devices ``[K]`` to scores ``[K]``: send above 0."""
+        inputs, number = x, jnp.maximum(jnp.sum(usable), 1)
+        for _ in range(self.rounds):
+            x = nn.relu(nn.Dense(self.width)(x))
+            seen = jnp.where(usable[:, None], x, 0.0)
+            summary = jnp.concatenate([jnp.sum(seen, axis=0) / number, jnp.max(seen, axis=0)])
+            context = nn.Dense(self.width, use_bias=False)(summary)
+            x = nn.relu(nn.Dense(self.width)(x) + context[None])
+        # A correction of what the relaxed problem says starts at nothing.
+        init = nn.initializers.zeros if self.trust else nn.initializers.lecun_normal()
+        correction = nn.Dense(1, kernel_init=init)(jnp.concatenate([x, inputs], axis=-1))
+        return self.trust * inputs[:, 0] + correction[:, 0]
+
+
+def init_params(network: DeviceNetwork, key: jax.Array) -> Variables:
+    """Initialise a network from a consumed ``key``."""
+    return dict(network.init(key, jnp.zeros((1, FEATURES)), jnp.ones(1, bool)))
+
+
+class GeneralPolicy(struct.PyTreeNode):
+    """A trained network that serves any system; ``meco_jax.solve`` uses it."""
+
+    params: Variables
+    network: DeviceNetwork = struct.field(pytree_node=False, default=DeviceNetwork())
+
+    def scores(self, system: System, h: jax.Array) -> jax.Array:
+        """Score the devices of one channel ``[K]``: the network would send those above 0."""
+        uplinks, forced = link(system, h), sy.forced(system)
+        relaxed = relax(uplinks, forced.astype(h.dtype))
+        return self._scores(device_features(uplinks, forced, relaxed), uplinks.usable)
+
+    def decide(self, system: System, h: jax.Array, effort: int = 0) -> Solution:
+        """Decide for one channel; feasible whenever the channel is.
+
+        Args:
+            system: the physics.
+            h: amplitude gains ``[K]`` [-].
+            effort: with n > 0 the best of the 2^n sets is taken that differ in the n devices
+                for which the relaxed problem is least certain.
+
+        Returns:
+            A ``Solution`` with optimal powers and times and the Lagrangian lower bound.
+        """
+        uplinks, forced = link(system, h), sy.forced(system)
+        relaxed = relax(uplinks, forced.astype(h.dtype))
+        features = device_features(uplinks, forced, relaxed)
+        scores = self._scores(features, uplinks.usable)
+        grid = price_grid(uplinks, relaxed.log_mu, *GRID)
+        free = uplinks.usable & ~forced
+        line = jnp.argsort(-jnp.where(free, scores, -jnp.inf))
+        best, time, energy = best_head(uplinks, grid, forced, line, exact=1)
+        if effort:
+            certainty = jnp.where(free, price_certainty(features), jnp.inf)
+            sets = flips(best, certainty, effort)
+            sets = jnp.where(free[None], sets, best[None])
+            best, time, energy = cheapest(uplinks, grid, sets, best, exact=3)
+        return finish(uplinks, best.astype(h.dtype), time, energy, relaxed.bound)
+
+    def export(self, path: str | os.PathLike[str], num_devices: int, effort: int = 0) -> None:
+        """Write the policy as a ``jax.export`` artifact, for programs that have JAX alone.
+
+        ``jax.export.deserialize(bytearray(bytes)).call(h, system)`` then maps gains ``[N, K]``
+        and a dictionary of the fields of ``System``, ``[N, K]`` and ``[N]`` each, to one of
+        the fields of ``Solution``. It runs on CPU, GPU and TPU with any N.
+
+        Args:
+            path: the file, written atomically.
+            num_devices: K; fewer devices are padded by ``active`` False.
+            effort: as in ``decide``.
+        """
+        from jax import export
+
+        number = export.symbolic_shape("N")[0]
+
+        def shape(name: str) -> jax.ShapeDtypeStruct:
+            tail = (num_devices,) if name in sy.PER_DEVICE else ()
+            return jax.ShapeDtypeStruct((number, *tail), bool if name == "active" else np.float32)
+
+        def run(h: jax.Array, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            one = lambda h, fields: self.decide(System(**fields), h, effort)  # noqa: E731
+            return dict(vars(jax.vmap(one)(h, fields)))
+
+        fields = {name: shape(name) for name in (*sy.SYSTEM_RANGES, "active")}
+        exported = export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))(
+            jax.ShapeDtypeStruct((number, num_devices), np.float32), fields
+        )
+        write_atomically(path, lambda file: file.write(exported.serialize()))
+
+    def _scores(self, features: jax.Array, usable: jax.Array) -> jax.Array:
+        return jnp.asarray(self.network.apply(self.params, features, usable))
+
+
+def price_certainty(features: jax.Array) -> jax.Array:
+    """How far the costs of sending and staying are apart at mu*, from ``[K, F]``: ``[K]``.
+
+    Better than the network's own scores for what to flip, since these mix it with the order.
+    """
+    return jnp.abs(features[..., 0])
+
+
+def flips(base: jax.Array, certainty: jax.Array, effort: int) -> jax.Array:
+    """Turn every subset of the least certain devices: ``[2^n, K]`` bool sets.
+
+    Args:
+        base: a set ``[K]`` bool.
+        certainty: ``[K]``, the lower the sooner turned.
+        effort: n, how many devices to turn; at most K.
+    """
+    number = min(effort, len(base))
+    _, unsure = jax.lax.top_k(-certainty, number)
+    turned = (np.arange(2**number)[:, None] >> np.arange(number)) % 2 == 1
+    return jnp.tile(base, (2**number, 1)).at[:, unsure].set(base[unsure][None] ^ turned)
+
+
+def _tame(x: jax.Array) -> jax.Array:
+    return jnp.clip(x / 4, -2.0, 2.0)
+
+
+def _tame_log(x: jax.Array) -> jax.Array:
+    return _tame(jnp.log(jnp.maximum(x, 1e-6)))

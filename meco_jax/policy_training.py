@@ -1,0 +1,229 @@
+"""Training of the general policy without labels, over random systems.
+
+Every step draws new systems and channels, prices them, and follows one of the gradients of
+``meco_jax.gradients``.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from meco_jax import gradients as gr
+from meco_jax import system as sy
+from meco_jax.checkpoint import RunStore
+from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
+from meco_jax.system import System, table1
+from meco_jax.training import History, Metrics, Report, cosine_adam, train_loop
+
+LOG_BASES = (2.0, math.e, 10.0)
+
+
+class PolicyConfig(struct.PyTreeNode):
+    """Settings of the general policy's training."""
+
+    learning_rate: float = 3e-3  # Adam's, at the start [-]
+    final_learning_rate: float = 0.01  # of the start, reached by a cosine [-]
+    gradient: str = struct.field(pytree_node=False, default="best_flips")  # of ``GRADIENTS``
+    batches: tuple[tuple[int, int], ...] = struct.field(
+        pytree_node=False, default=((256, 24), (32, 64))
+    )  # channels and most devices of the parts of a step
+    network: DeviceNetwork = struct.field(pytree_node=False, default=DeviceNetwork())
+    steps_per_epoch: int = struct.field(pytree_node=False, default=100)
+    epochs: int = struct.field(pytree_node=False, default=200)
+    chunk_epochs: int = struct.field(pytree_node=False, default=1)  # between two reports
+
+
+class PolicyRun(NamedTuple):
+    """A training under way."""
+
+    params: Any
+    optimizer: optax.OptState
+    key: jax.Array
+
+
+def sample_systems(key: jax.Array, num: int, num_devices: int) -> tuple[System, jax.Array]:
+    """Draw systems and one channel of each: up to ``num_devices`` devices, the rest padding.
+
+    One half has the tasks, weights and gains of Table 1. In the other half tasks, CPUs and
+    weights go beyond it, mean gains span four decades, those of the devices of a system up to
+    two more, and the bandwidth grows with K. T is 0.2-2 s, the base of the logarithm 2, e or 10.
+
+    Args:
+        key: PRNG key, consumed.
+        num: number of systems N.
+        num_devices: largest K.
+
+    Returns:
+        Systems with ``[N, K]`` and ``[N]`` fields, and amplitude gains ``[N, K]`` [-].
+    """
+    keys = iter(jax.random.split(key, 16))
+    each, device = (num, 1), (num, num_devices)
+
+    def spread(low: float, high: float, shape: tuple[int, int] = device) -> jax.Array:
+        logs = jax.random.uniform(
+            next(keys), shape, minval=math.log(low), maxval=math.log(high)
+        )  # log-uniform
+        return jnp.exp(logs)
+
+    tables = jax.vmap(lambda seed: table1(num_devices, seed=seed))(
+        jax.random.randint(next(keys), (num,), 0, 2**31 - 1)
+    )
+    known = jax.random.bernoulli(next(keys), 0.5, each)
+    number = jnp.ceil(num_devices * jax.random.uniform(next(keys), each, minval=1e-3))
+    width = spread(1.0, 10.0, each)  # of the gains in a system
+    path = spread(1e-8, 1e-4, each) * width ** (2 * jax.random.uniform(next(keys), device) - 1)
+    mean_gain = jnp.where(known, 1e-6, path)
+    # (-log1p(-u)) as in sample_channels
+    power_gain = -jnp.log1p(-jax.random.uniform(next(keys), device)) * mean_gain
+    bandwidth = 1e7 * spread(0.3, 3.0, each) * jnp.maximum(number / 20, 1.0)
+    plain = known & jax.random.bernoulli(next(keys), 0.7, each)
+    systems = tables.replace(
+        task_bits=jnp.where(known, tables.task_bits, spread(2e5, 1e7)),
+        cycles_per_bit=jnp.where(known, tables.cycles_per_bit, spread(50.0, 1000.0)),
+        cpu_hz=jnp.where(known, tables.cpu_hz, spread(5e8, 4e9)),
+        weight=jnp.where(plain, 1.0, spread(0.2, 5.0)),
+        active=jnp.arange(num_devices)[None] < number,
+        slot=spread(0.2, 2.0, each)[:, 0],
+        bandwidth=jnp.where(known, 1e7, bandwidth)[:, 0],
+        log_base=jax.random.choice(next(keys), jnp.asarray(LOG_BASES), (num,)),
+    )
+    return systems, jnp.sqrt(power_gain)
+
+
+def train_policy(
+    seed: int = 0,
+    config: PolicyConfig | None = None,
+    *,
+    report: Report | None = None,
+    folder: str | PathLike[str] | None = None,
+    save_seconds: float = 20.0,
+) -> tuple[GeneralPolicy, History]:
+    """Train a policy that serves any system.
+
+    Args:
+        seed: of the network and of the systems.
+        config: the settings, ``PolicyConfig()`` by default.
+        report: called after every chunk with the number of steps done and the metrics.
+        folder: keeps checkpoints here; a run that they hold goes on where it ended.
+        save_seconds: least time between two checkpoints [s].
+
+    Returns:
+        The policy, and the history: arrays ``[chunks]`` of "step" and, over the chunk's last
+        epoch, "loss" and "gap", the mean of the energy of the best head of the line over the
+        Lagrangian bound, at most 10 [-].
+
+    Raises:
+        ValueError: if a setting is out of its range; ``OtherRunError`` if ``folder`` holds a
+            run with other settings.
+    """
+    config = _check(config or PolicyConfig())
+    run = start_policy(jax.random.key(seed), config)
+    step = lambda run, epoch: advance_policy(run, epoch, config)  # noqa: E731
+    if folder is None:
+        run, history = train_loop(step, run, config, report)
+    else:
+        settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
+        settings |= {"seed": seed, "network": repr(config.network)}
+        store = RunStore(Path(folder), settings, save_seconds)
+        saved = store.load(run[:2])
+        first, rows = 0, list[dict[str, np.ndarray]]()
+        if saved:
+            first, state, rows = saved
+            run = run._replace(params=state[0], optimizer=state[1])
+
+        def save(epoch: int, run: PolicyRun, rows: list[dict[str, np.ndarray]]) -> None:
+            state = lambda: jax.tree.map(np.asarray, run[:2])  # noqa: E731
+            store.save(epoch, state, rows, epoch == config.epochs)
+
+        run, history = train_loop(step, run, config, report, first, rows, save)
+        store.close()
+    return GeneralPolicy(run.params, config.network), history
+
+
+@jax.jit
+def start_policy(key: jax.Array, config: PolicyConfig) -> PolicyRun:
+    """Initialise the network and the optimiser."""
+    init_key, draw_key = jax.random.split(key)
+    params = init_params(config.network, init_key)
+    return PolicyRun(params, cosine_adam(config).init(params), draw_key)
+
+
+@partial(jax.jit, donate_argnums=0)
+def advance_policy(
+    run: PolicyRun, first_epoch: jax.Array | int, config: PolicyConfig
+) -> tuple[PolicyRun, Metrics]:
+    """Train for ``config.chunk_epochs`` epochs: the chunk to jit.
+
+    Returns:
+        The run and the metrics' means over the last epoch.
+    """
+    total = config.epochs * config.steps_per_epoch
+
+    def step(run: PolicyRun, number: jax.Array) -> tuple[PolicyRun, Metrics]:
+        draw_key, loss_key = jax.random.split(jax.random.fold_in(run.key, number))
+        draw_keys = jax.random.split(draw_key, len(config.batches))
+        draws = [_cases(key, *shape) for key, shape in zip(draw_keys, config.batches)]
+        loss_keys = list(jax.random.split(loss_key, len(draws)))
+
+        def loss(params: Any) -> tuple[jax.Array, Metrics]:
+            sums = [
+                _sum_losses(params, cases, key, number / total, config)
+                for cases, key in zip(draws, loss_keys)
+            ]
+            count = sum(jnp.sum(cases.counts) for cases in draws)
+            means = jax.tree.map(lambda *parts: sum(parts) / count, *sums)
+            return means["loss"], means
+
+        slope, metrics = jax.grad(loss, has_aux=True)(run.params)
+        updates, optimizer = cosine_adam(config).update(slope, run.optimizer, run.params)
+        return PolicyRun(optax.apply_updates(run.params, updates), optimizer, run.key), metrics
+
+    steps = config.chunk_epochs * config.steps_per_epoch
+    numbers = first_epoch * config.steps_per_epoch + jnp.arange(steps)
+    run, metrics = jax.lax.scan(step, run, numbers)
+    return run, {name: jnp.mean(x[-config.steps_per_epoch :]) for name, x in metrics.items()}
+
+
+def _cases(key: jax.Array, num: int, num_devices: int) -> gr.Case:
+    return jax.vmap(gr.make_case)(*sample_systems(key, num, num_devices))
+
+
+def _sum_losses(
+    params: Any, cases: gr.Case, key: jax.Array, progress: jax.Array, config: PolicyConfig
+) -> Metrics:
+    """Sum the loss and the gap over the cases ``[N]`` that count."""
+
+    def one(case: gr.Case, key: jax.Array) -> Metrics:
+        scores: jax.Array = config.network.apply(params, case.features, case.usable)  # type: ignore[assignment]
+        loss = gr.GRADIENTS[config.gradient](scores, case, key, progress)
+        gap = jnp.minimum(gr.energy(gr.best_count(scores, case), case) - 1, 10.0)
+        return {n: jnp.where(case.counts, x, 0.0) for n, x in (("loss", loss), ("gap", gap))}
+
+    each = jax.vmap(one)(cases, jax.random.split(key, len(cases.counts)))
+    return {name: jnp.sum(values) for name, values in each.items()}
+
+
+def _check(config: PolicyConfig) -> PolicyConfig:
+    if config.gradient not in gr.GRADIENTS:
+        known = ", ".join(sorted(gr.GRADIENTS))
+        raise ValueError(f"config.gradient must be one of {known}; got {config.gradient!r}")
+    for name in ("steps_per_epoch", "epochs", "chunk_epochs"):
+        sy.require(f"config.{name}", getattr(config, name), 0.0, included=False)
+    for name in ("learning_rate", "final_learning_rate"):
+        sy.require(f"config.{name}", getattr(config, name), 0.0, included=True)
+    if config.epochs % config.chunk_epochs:
+        raise ValueError(
+            f"config.epochs must be a multiple of chunk_epochs, {config.chunk_epochs}; "
+            f"got {config.epochs}"
+        )
+    return config
