@@ -87,8 +87,15 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
         left_out = jnp.minimum(left_out, -lowest[-1])
         lowest, picked = lowest[:-1], picked[:-1]
     offload = jax.vmap(lambda s: base.at[unclear].set(s))(sets[picked]).astype(h.dtype)
+    # Where none of the sets fits, the devices that save most at mu*, as many as fit.
+    any_fits = jnp.isfinite(lowest[0])
+    saving = jnp.where(forced, jnp.inf, coarse.saving[:, COARSE[0] // 2])
+    line = jnp.argsort(-saving)
+    fitting = jnp.cumsum(least[line]) <= uplinks.slot
+    greedy = forced.at[line].max(fitting & (saving[line] > 0)).astype(h.dtype)
+    offload = offload.at[0].set(jnp.where(any_fits, offload[0], greedy))
     energies, times = jax.vmap(partial(set_energy, uplinks))(offload)
-    energies = jnp.where(jnp.isfinite(lowest), energies, jnp.inf)
+    energies = jnp.where(jnp.isfinite(lowest.at[0].set(0.0)), energies, jnp.inf)
     best = jnp.argmin(energies)
     bound = jnp.maximum(jnp.minimum(left_out, energies[best]), relaxed.bound)
     return finish(uplinks, offload[best], times[best], energies[best], bound)

@@ -11,8 +11,9 @@ from cases import check_solution, pad_to, random_case, stack
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meco_jax import allocate, optimal, sample_channels, solve, table1
+from meco_jax import allocate, optimal, sample_channels, sample_systems, solve, table1
 from meco_jax import system as sy
+from meco_jax.allocation import fits, link
 
 optimal_one = jax.jit(optimal.optimal)
 optimal_set = jax.jit(allocate)
@@ -238,3 +239,13 @@ def test_no_nan_and_finite_gradients():
 def finite_energy(h, system):
     energy = optimal.optimal(system, h).energy
     return jnp.where(jnp.isfinite(energy), energy, 0.0)
+
+
+def test_feasible_whenever_the_forced_devices_fit():
+    """Systems far beyond Table 1, where no set of the likely devices may fit."""
+    systems, h = sample_systems(jax.random.key(9), 4000, 20)
+    fit = lambda s, h: fits(link(s, h), sy.forced(s).astype(h.dtype))  # noqa: E731
+    forced_fit = jax.jit(jax.vmap(fit))(systems, h)
+    for stage in optimal.STAGES[:2]:
+        found = jax.jit(jax.vmap(functools.partial(optimal.optimal, stage=stage)))(systems, h)
+        np.testing.assert_array_equal(found.feasible, forced_fit)
