@@ -186,15 +186,17 @@ class GapPanel(NamedTuple):
     x: Sequence[float] | np.ndarray  # [M]
     gaps: Mapping[str, Sequence[float] | np.ndarray]  # by line, [M] [-]
     inside: tuple[float, float] | None = None  # x of the training, shaded
+    ylabel: str = "mean gap [%]"
 
 
 def gap_figure(panels: Sequence[GapPanel]) -> Figure:
     """Draw gaps in percent, on a logarithmic axis from 0.001 % on, one panel a swept number."""
+    alike = len({panel.ylabel for panel in panels}) == 1
     with matplotlib.rc_context(STYLE):
         columns = min(len(panels), 3)
         rows = -(-len(panels) // columns)
         figure = Figure(figsize=(1.2 + 2.4 * columns, 2.5 * rows + 0.4))
-        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=alike)
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
         for axes, panel in zip(grid.flat, panels):
@@ -205,8 +207,8 @@ def gap_figure(panels: Sequence[GapPanel]) -> Figure:
                 axes.axvspan(*panel.inside, color="black", alpha=0.06, linewidth=0)
             wide = min(panel.x) > 0 and max(panel.x) > 20 * min(panel.x)
             axes.set(xlabel=panel.label, xscale="log" if wide else "linear", yscale="log")
-        for axes in grid[:, 0]:
-            axes.set_ylabel("mean gap [%]")
+            if axes in grid[:, 0] or not alike:
+                axes.set_ylabel(panel.ylabel)
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure

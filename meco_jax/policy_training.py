@@ -7,6 +7,7 @@ Every step draws new systems and channels, prices them, and follows one of the g
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -26,29 +27,7 @@ from meco_jax.system import System, table1
 from meco_jax.training import History, Metrics, Report, cosine_adam, train_loop
 
 LOG_BASES = (2.0, math.e, 10.0)
-
-
-class PolicyConfig(struct.PyTreeNode):
-    """Settings of the general policy's training."""
-
-    learning_rate: float = 3e-3  # Adam's, at the start [-]
-    final_learning_rate: float = 0.01  # of the start, reached by a cosine [-]
-    gradient: str = struct.field(pytree_node=False, default="best_flips")  # of ``GRADIENTS``
-    batches: tuple[tuple[int, int], ...] = struct.field(
-        pytree_node=False, default=((256, 24), (32, 64))
-    )  # channels and most devices of the parts of a step
-    network: DeviceNetwork = struct.field(pytree_node=False, default=DeviceNetwork())
-    steps_per_epoch: int = struct.field(pytree_node=False, default=100)
-    epochs: int = struct.field(pytree_node=False, default=200)
-    chunk_epochs: int = struct.field(pytree_node=False, default=1)  # between two reports
-
-
-class PolicyRun(NamedTuple):
-    """A training under way."""
-
-    params: Any
-    optimizer: optax.OptState
-    key: jax.Array
+Sample = Callable[[jax.Array, int, int], tuple[System, jax.Array]]  # as ``sample_systems``
 
 
 def sample_systems(key: jax.Array, num: int, num_devices: int) -> tuple[System, jax.Array]:
@@ -100,6 +79,30 @@ def sample_systems(key: jax.Array, num: int, num_devices: int) -> tuple[System, 
     return systems, jnp.sqrt(power_gain)
 
 
+class PolicyConfig(struct.PyTreeNode):
+    """Settings of the general policy's training."""
+
+    learning_rate: float = 3e-3  # Adam's, at the start [-]
+    final_learning_rate: float = 0.01  # of the start, reached by a cosine [-]
+    gradient: str = struct.field(pytree_node=False, default="best_flips")  # of ``GRADIENTS``
+    batches: tuple[tuple[int, int], ...] = struct.field(
+        pytree_node=False, default=((256, 24), (32, 64))
+    )  # channels and most devices of the parts of a step
+    sample: Sample = struct.field(pytree_node=False, default=sample_systems)  # what to learn from
+    network: DeviceNetwork = struct.field(pytree_node=False, default=DeviceNetwork())
+    steps_per_epoch: int = struct.field(pytree_node=False, default=100)
+    epochs: int = struct.field(pytree_node=False, default=200)
+    chunk_epochs: int = struct.field(pytree_node=False, default=1)  # between two reports
+
+
+class PolicyRun(NamedTuple):
+    """A training under way."""
+
+    params: Any
+    optimizer: optax.OptState
+    key: jax.Array
+
+
 def train_policy(
     seed: int = 0,
     config: PolicyConfig | None = None,
@@ -133,7 +136,11 @@ def train_policy(
         run, history = train_loop(step, run, config, report)
     else:
         settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
-        settings |= {"seed": seed, "network": repr(config.network)}
+        settings |= {
+            "seed": seed,
+            "network": repr(config.network),
+            "sample": config.sample.__name__,
+        }
         store = RunStore(Path(folder), settings, save_seconds)
         saved = store.load(run[:2])
         first, rows = 0, list[dict[str, np.ndarray]]()
@@ -172,7 +179,10 @@ def advance_policy(
     def step(run: PolicyRun, number: jax.Array) -> tuple[PolicyRun, Metrics]:
         draw_key, loss_key = jax.random.split(jax.random.fold_in(run.key, number))
         draw_keys = jax.random.split(draw_key, len(config.batches))
-        draws = [_cases(key, *shape) for key, shape in zip(draw_keys, config.batches)]
+        draws = [
+            jax.vmap(gr.make_case)(*config.sample(key, *shape))
+            for key, shape in zip(draw_keys, config.batches)
+        ]
         loss_keys = list(jax.random.split(loss_key, len(draws)))
 
         def loss(params: Any) -> tuple[jax.Array, Metrics]:
@@ -192,10 +202,6 @@ def advance_policy(
     numbers = first_epoch * config.steps_per_epoch + jnp.arange(steps)
     run, metrics = jax.lax.scan(step, run, numbers)
     return run, {name: jnp.mean(x[-config.steps_per_epoch :]) for name, x in metrics.items()}
-
-
-def _cases(key: jax.Array, num: int, num_devices: int) -> gr.Case:
-    return jax.vmap(gr.make_case)(*sample_systems(key, num, num_devices))
 
 
 def _sum_losses(
