@@ -214,6 +214,28 @@ def gap_figure(panels: Sequence[GapPanel]) -> Figure:
     return figure
 
 
+def learning_figure(curves: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """Draw how ways to learn fare: the gap and the decisions within the deadline, step by step.
+
+    Args:
+        curves: by way, "step", "gap" and "within_deadline", a row a seed ``[S, M]`` [-].
+    """
+    panels = (("gap", "mean gap, made feasible [%]"),
+              ("within_deadline", "raw decisions within the deadline [%]"))  # fmt: skip
+    colors = matplotlib.colormaps["tab20"](np.arange(len(curves)) * 2 % 20 / 20 + 0.01)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.8))
+        for axes, (name, label) in zip(figure.subplots(1, 2), panels):
+            for number, (way, curve) in enumerate(curves.items()):
+                values, line = 100 * curve[name], ("-", "--", ":")[number % 3]
+                axes.plot(curve["step"][0], values.mean(axis=0), line, color=colors[number],
+                          label=way.replace("_", " "))  # fmt: skip
+            axes.set(xlabel="step [-]", ylabel=label, yscale="log" if name == "gap" else "linear")
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center")
+    return figure
+
+
 def frontier_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the mean and the worst gap to the optimum against speed, K by K.
 

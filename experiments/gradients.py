@@ -1,0 +1,283 @@
+"""Ways to learn a binary decision on P1: same network, data, steps and tuning effort.
+
+Every way of ``meco_jax.gradients`` trains the same network from random weights on the same
+mixture of K and b, at each of --learning_rates; the best of these on validation channels is
+trained again with every one of --seeds, and tested on fresh channels with fresh tasks against
+the certified optimum. Writes results.csv (a row a way, K and b), runs.csv, history.csv,
+gradients.png/.pdf and run.json into --output_dir; the same command goes on with a run that was
+cut off. Example:
+
+    python experiments/gradients.py --output_dir=runs/gradients
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from meco_jax import GeneralPolicy, PolicyConfig, System, figures, pad_devices, solve
+from meco_jax import system as sy
+from meco_jax.allocation import fits, link
+from meco_jax.figures import STUDENT_T
+from meco_jax.gradients import GRADIENTS
+from meco_jax.policy import DeviceNetwork
+from meco_jax.policy_training import Sample, advance_policy, start_policy
+
+FLAGS = flags.FLAGS
+common.define_flags()
+flags.adopt_module_key_flags(common)
+flags.DEFINE_list("ways", list(GRADIENTS), "the ways to compare")
+flags.DEFINE_list("num_devices", ["8", "14", "20"], "K of the channels")
+flags.DEFINE_list("log_bases", ["2", "10"], "bases of the logarithm in (3)")
+flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
+flags.DEFINE_list("learning_rates", ["1e-3", "3e-3", "1e-2"], "to choose from, a run each")
+flags.DEFINE_integer("seeds", 5, "trainings at the chosen rate", lower_bound=1, upper_bound=10)
+flags.DEFINE_integer("epochs", 20, "of 100 steps each", lower_bound=4)
+flags.DEFINE_integer("batch_size", 192, "channels a step", lower_bound=1)
+flags.DEFINE_integer("validation_channels", 200, "of each K and b", lower_bound=2)
+flags.DEFINE_integer("test_channels", 1000, "of each K and b", lower_bound=2)
+flags.DEFINE_bool("plot_only", False, "train nothing, draw again from --output_dir's csv")
+NETWORK = DeviceNetwork(trust=0.0)  # nothing of the answer is given
+VALIDATION_SEED, TEST_SEED = 2**30, 2**30 + 10**7  # of tasks; training draws below
+
+
+class Channels(NamedTuple):
+    """Channels of every cell (K, b), ``[C * N, ...]``, with their optima."""
+
+    system: System
+    h: jax.Array
+    optimum: np.ndarray  # [C, N], infinite where infeasible [J]
+
+
+def main(argv: list[str]) -> None:
+    """Train what is missing, test and draw."""
+    common.begin(argv)
+    folder = Path(FLAGS.output_dir)
+    if not FLAGS.plot_only:
+        unknown = set(FLAGS.ways) - set(GRADIENTS)
+        if unknown:
+            common.stop(f"--ways must be among {', '.join(GRADIENTS)}; got {sorted(unknown)}")
+        started, folder = time.time(), common.prepare()
+        train_all(folder)
+        common.write_run(folder / "run.json", started)
+    rows = summarise(common.read_csv(folder / "runs.csv"), common.read_csv(folder / "history.csv"))
+    common.write_csv(folder / "results.csv", rows)
+    draw(folder, rows)
+    report(rows)
+
+
+def train_all(folder: Path) -> None:
+    """Train every way at every rate, then with every seed at its best rate."""
+    rates = common.numbers("learning_rates", above=0)
+    cells = list(
+        itertools.product(common.integers("num_devices", 1), common.numbers("log_bases", above=1))
+    )
+    validation, test = (
+        channels(cells, seed, number)
+        for seed, number in (
+            (VALIDATION_SEED, FLAGS.validation_channels), (TEST_SEED, FLAGS.test_channels),
+        )
+    )  # fmt: skip
+    mixture = make_mixture(cells)
+    runs, history = (
+        common.read_csv(folder / name) if (folder / name).exists() else []
+        for name in ("runs.csv", "history.csv")
+    )
+    with common.Bar(len(FLAGS.ways) * (len(rates) + FLAGS.seeds)) as bar:
+
+        def run(way: str, rate: float, seed: int) -> float:
+            """Train and test once, unless it was; the mean validation gap at the end."""
+            mine = {"method": way, "learning_rate": rate, "seed": seed}
+            done = [r for r in history if all(_same(r[n], v) for n, v in mine.items())]
+            if done:
+                bar.skip(1)
+            else:
+                policy, done = train_one(mine, mixture, validation)
+                runs.extend(mine | row for row in examine(policy, test, cells))
+                history.extend(done)
+                common.write_csv(folder / "runs.csv", runs)  # first: history says what is done
+                common.write_csv(folder / "history.csv", history)
+                bar.advance(1, f"{way}, seed {seed}: {100 * done[-1]['gap']:.2f} %")
+            return float(np.mean([r["gap"] for r in done[-3:]]))
+
+        for way in FLAGS.ways:
+            best = min(rates, key=lambda rate: run(way, rate, 0))
+            for seed in range(1, FLAGS.seeds + 1):
+                run(way, best, seed)
+
+
+def train_one(
+    mine: dict[str, Any], mixture: Sample, validation: Channels
+) -> tuple[GeneralPolicy, list[dict[str, Any]]]:
+    """Train one network, and judge it on the validation channels after every epoch."""
+    config = PolicyConfig(
+        gradient=mine["method"], learning_rate=mine["learning_rate"], sample=mixture,
+        batches=((FLAGS.batch_size, max(common.integers("num_devices", 1))),),
+        network=NETWORK, epochs=FLAGS.epochs,
+    )  # fmt: skip
+    run, history = start_policy(jax.random.key(mine["seed"]), config), []
+    for epoch in range(config.epochs):
+        run, _ = advance_policy(run, epoch, config)
+        gaps, within = judge(GeneralPolicy(run.params, NETWORK), validation)
+        means = {"gap": float(np.nanmean(gaps)), "within_deadline": float(np.nanmean(within))}
+        history.append(mine | {"step": (epoch + 1) * config.steps_per_epoch} | means)
+    return GeneralPolicy(run.params, NETWORK), history
+
+
+def make_mixture(cells: list[tuple[int, float]]) -> Sample:
+    """Return what draws the cells' systems in equal shares, tasks anew in each."""
+    devices, bases = (jnp.asarray(column) for column in zip(*cells))
+    slot = FLAGS.slot
+
+    def mixture(key: jax.Array, num: int, num_devices: int) -> tuple[System, jax.Array]:
+        task_key, channel_key = jax.random.split(key)
+        seeds = jax.random.randint(task_key, (num,), 0, VALIDATION_SEED)
+        system = jax.vmap(lambda seed: sy.table1(num_devices, seed=seed))(seeds)
+        cell = jnp.arange(num) % len(cells)
+        system = system.replace(
+            active=jnp.arange(num_devices)[None] < devices[cell][:, None],
+            log_base=bases[cell].astype(jnp.float32),
+            slot=jnp.full(num, slot),
+        )
+        one = sy.table1(num_devices)
+        return system, sy.sample_channels(channel_key, one, num)
+
+    return mixture
+
+
+def channels(cells: list[tuple[int, float]], first_seed: int, number: int) -> Channels:
+    """Draw channels of every cell with tasks of their own, and solve them."""
+    largest = max(num_devices for num_devices, _ in cells)
+    parts = []
+    for num_devices, base in cells:
+        seeds = first_seed + np.arange(number)
+
+        def tasks(seed: Any, num_devices: int = num_devices) -> System:
+            return pad_devices(sy.table1(num_devices, FLAGS.slot, seed), largest)
+
+        system = jax.vmap(tasks)(seeds).replace(log_base=np.full(number, base, np.float32))
+        h = sy.sample_channels(
+            jax.random.key(first_seed + num_devices), sy.table1(num_devices), number
+        )
+        h = jnp.pad(h, ((0, 0), (0, largest - num_devices)))
+        parts.append((system, h))
+    system, h = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    optimum = solve(h, system, method="optimal").energy
+    return Channels(system, h, np.asarray(optimum, np.float64).reshape(len(cells), number))
+
+
+def judge(policy: GeneralPolicy, on: Channels) -> tuple[np.ndarray, np.ndarray]:
+    """Gaps and whether the raw decision keeps the deadline, ``[C, N]``, NaN where infeasible."""
+    energy, within = (np.asarray(x, np.float64) for x in _judge(policy, on.system, on.h))
+    ok = np.isfinite(on.optimum)
+    gap = np.where(ok, energy.reshape(ok.shape) / np.where(ok, on.optimum, 1.0) - 1, np.nan)
+    return np.maximum(gap, 0.0), np.where(ok, within.reshape(ok.shape), np.nan)
+
+
+@jax.jit
+def _judge(policy: GeneralPolicy, system: System, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def one(system: System, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+        raw = sy.forced(system) | (policy.scores(system, h) > 0)
+        raw = jnp.where(system.active, raw, False).astype(h.dtype)
+        return policy.decide(system, h).energy, fits(link(system, h), raw)
+
+    return jax.vmap(one)(system, h)
+
+
+def examine(
+    policy: GeneralPolicy, test: Channels, cells: list[tuple[int, float]]
+) -> list[dict[str, Any]]:
+    """Test one network: a row a cell."""
+    gaps, within = judge(policy, test)
+    return [
+        {
+            "num_devices": num_devices,
+            "log_base": base,
+            "gap_mean": float(np.nanmean(gap)),
+            "gap_worst": float(np.nanmax(gap)),
+            "within_deadline": float(np.nanmean(kept)),
+        }
+        for (num_devices, base), gap, kept in zip(cells, gaps, within)
+    ]
+
+
+def summarise(runs: list[dict[str, Any]], history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Average over seeds: a row a way and cell, with the steps to twice the final gap."""
+    rows = []
+    tested = [row for row in runs if row["seed"] > 0]  # seed 0 chose the rate
+    cells = dict.fromkeys((row["num_devices"], row["log_base"]) for row in tested)
+    for way in dict.fromkeys(row["method"] for row in tested):
+        steps = [
+            steps_to_twice([r for r in history if r["method"] == way and r["seed"] == seed])
+            for seed in sorted({r["seed"] for r in tested if r["method"] == way})
+        ]
+        for num_devices, base in cells:
+            few = [row for row in tested if row["method"] == way
+                   and (row["num_devices"], row["log_base"]) == (num_devices, base)]  # fmt: skip
+            gaps = np.array([row["gap_mean"] for row in few])
+            half = STUDENT_T[len(few) - 1] * np.std(gaps, ddof=min(1, len(few) - 1))
+            rows.append({
+                "method": way,
+                "num_devices": int(num_devices),
+                "log_base": base,
+                "learning_rate": few[0]["learning_rate"],
+                "seeds": len(few),
+                "gap_mean": float(np.mean(gaps)),
+                "gap_ci95": float(half / len(few) ** 0.5),
+                "gap_worst": max(row["gap_worst"] for row in few),
+                "within_deadline": float(np.mean([row["within_deadline"] for row in few])),
+                "steps_to_twice": float(np.mean(steps)),
+            })  # fmt: skip
+    return rows
+
+
+def steps_to_twice(history: list[dict[str, Any]]) -> float:
+    """First step at which the validation gap is at most twice that of the last three epochs."""
+    final = np.mean([row["gap"] for row in history[-3:]])
+    return float(next(row["step"] for row in history if row["gap"] <= 2 * final))
+
+
+def draw(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Draw how the chosen trainings went, the best way first."""
+    final = {way: np.mean([r["gap_mean"] for r in rows if r["method"] == way])
+             for way in dict.fromkeys(row["method"] for row in rows)}  # fmt: skip
+    history = [row for row in common.read_csv(folder / "history.csv") if row["seed"] > 0]
+    curves = {}
+    for way in sorted(final, key=lambda way: final[way]):
+        mine = [row for row in history if row["method"] == way]
+        seeds = len({row["seed"] for row in mine})
+        curves[way] = {name: np.reshape([row[name] for row in mine], (seeds, -1))
+                       for name in ("step", "gap", "within_deadline")}  # fmt: skip
+    figures.save_figure(figures.learning_figure(curves), folder / "gradients")
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """Print the table as README has it: means over K and b, and the worst."""
+    print("| way | gap [%] | worst cell [%] | worst channel [%] | within the deadline [%] "
+          "| steps to twice the final gap | rate |")  # fmt: skip
+    print("|---" * 7 + "|")
+    for way in dict.fromkeys(row["method"] for row in rows):
+        few = [row for row in rows if row["method"] == way]
+        gap = 100 * np.mean([r["gap_mean"] for r in few])
+        half = 100 * np.mean([r["gap_ci95"] for r in few])
+        cell, channel = (100 * max(r[n] for r in few) for n in ("gap_mean", "gap_worst"))
+        within = 100 * np.mean([r["within_deadline"] for r in few])
+        steps = few[0]["steps_to_twice"]
+        print(f"| {way} | {gap:.2f} ± {half:.2f} | {cell:.2f} | {channel:.0f} | {within:.1f} "
+              f"| {steps:.0f} | {few[0]['learning_rate']:g} |")  # fmt: skip
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a == b if isinstance(b, str) else bool(np.isclose(a, b))
+
+
+if __name__ == "__main__":
+    app.run(main)
