@@ -29,6 +29,15 @@ from meco_jax.allocation import FIT_TOLERANCE
 from meco_jax.figures import GapPanel
 from meco_jax.policy import init_params
 
+PANELS = {  # of beyond.csv: label, values, the training's range
+    "num_devices": ("devices K [-]", (2, 4, 8, 16, 32, 64, 128, 256), (1, 64)),
+    "slot": ("slot T [s]", (0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0), (0.2, 2.0)),
+    "log_base": ("base b of the logarithm [-]", (1.5, 2.0, math.e, 5.0, 10.0, 20.0, 40.0), (2, 10)),
+    "mean_gain": ("mean power gain [-]", tuple(10.0 ** np.arange(-9, -1)), (1e-8, 1e-4)),
+    "spread": ("spread of the mean gains [decades]", (0.0, 0.5, 1.0, 2.0, 3.0, 4.0), (0, 2)),
+    "weights": ("spread of the weights [decades]", (0.0, 0.5, 1.0, 1.4, 2.0, 3.0), (0, 1.4)),
+}
+
 FLAGS = flags.FLAGS
 common.define_flags()
 flags.adopt_module_key_flags(common)
@@ -39,16 +48,9 @@ flags.DEFINE_list("slots", ["0.3", "0.5", "1.0"], "slot lengths T [s]")
 flags.DEFINE_integer("channels", 2000, "channels a row, each with its own tasks", lower_bound=2)
 flags.DEFINE_integer("beyond_channels", 500, "channels a point of the figures", lower_bound=2)
 flags.DEFINE_list("efforts", ["0", "4", "6"], "efforts to compare")
+flags.DEFINE_multi_enum("panels", list(PANELS), list(PANELS), "what to take beyond the training")
 flags.DEFINE_integer("seed", 10_000_000, "first task seed", lower_bound=0)
 
-RANGES = {  # of the panels of beyond.csv: label, values, the training's range
-    "num_devices": ("devices K [-]", (2, 4, 8, 16, 32, 64, 128, 256), (1, 64)),
-    "slot": ("slot T [s]", (0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0), (0.2, 2.0)),
-    "log_base": ("base b of the logarithm [-]", (1.5, 2.0, math.e, 5.0, 10.0, 20.0, 40.0), (2, 10)),
-    "mean_gain": ("mean power gain [-]", tuple(10.0 ** np.arange(-9, -1)), (1e-8, 1e-4)),
-    "spread": ("spread of the mean gains [decades]", (0.0, 0.5, 1.0, 2.0, 3.0, 4.0), (0, 2)),
-    "weights": ("spread of the weights [decades]", (0.0, 0.5, 1.0, 1.4, 2.0, 3.0), (0, 1.4)),
-}
 ERRORS = 0.05, 0.1, 0.2  # standard deviation of the gain's estimate over its mean amplitude
 BACKOFFS = 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0  # [dB]
 CSI_DEVICES = 14
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> None:
     if not isinstance(policy, GeneralPolicy):
         common.stop(f"--policy={FLAGS.policy} must be a general policy, not one of one system")
     cases = list(itertools.product(devices, bases, slots))
-    points = sum(len(values) for _, values, _ in RANGES.values())
+    points = sum(len(PANELS[name][1]) for name in FLAGS.panels)
     tables: dict[str, list[dict[str, Any]]] = {"gaps": [], "beyond": [], "csi": []}
     with common.Bar(len(cases) + points + len(ERRORS)) as bar:
         for name, row in rows(policy, cases, efforts):
@@ -90,8 +92,8 @@ def rows(
         fields = {"log_base": base, "slot": slot}
         system, h = draw_cases(FLAGS.channels, num_devices, fields)
         yield "gaps", {"num_devices": num_devices, **fields, **measure(policy, system, h, efforts)}
-    for name, (_, values, _) in RANGES.items():
-        for value in values:
+    for name in FLAGS.panels:
+        for value in PANELS[name][1]:
             system, h = beyond(name, value)
             yield "beyond", {"family": name, "value": value, **measure(policy, system, h, efforts)}
     for error in ERRORS:
@@ -186,7 +188,8 @@ def draw(folder: Path, tables: dict[str, list[dict[str, Any]]]) -> None:
     labels = {"no_network_gap_mean": "no network", "effort_0_gap_mean": "effort 0",
               "effort_4_gap_mean": "effort 4", "effort_6_gap_mean": "effort 6"}  # fmt: skip
     panels = []
-    for name, (label, values, inside) in RANGES.items():
+    for name in FLAGS.panels:
+        label, values, inside = PANELS[name]
         few = [row for row in tables["beyond"] if row["family"] == name]
         gaps = {text: [r[column] for r in few] for column, text in labels.items()
                 if column in few[0]}  # fmt: skip

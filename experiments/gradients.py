@@ -13,6 +13,7 @@ cut off. Example:
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from meco_jax import GeneralPolicy, PolicyConfig, System, figures, pad_devices, 
 from meco_jax import system as sy
 from meco_jax.allocation import fits, link
 from meco_jax.figures import STUDENT_T
+from meco_jax.files import write_atomically
 from meco_jax.gradients import GRADIENTS
 from meco_jax.policy import DeviceNetwork
 from meco_jax.policy_training import Sample, advance_policy, start_policy
@@ -66,12 +68,28 @@ def main(argv: list[str]) -> None:
         if unknown:
             common.stop(f"--ways must be among {', '.join(GRADIENTS)}; got {sorted(unknown)}")
         started, folder = time.time(), common.prepare()
+        same_settings(folder / "settings.json")
         train_all(folder)
         common.write_run(folder / "run.json", started)
     rows = summarise(common.read_csv(folder / "runs.csv"), common.read_csv(folder / "history.csv"))
     common.write_csv(folder / "results.csv", rows)
     draw(folder, rows)
     report(rows)
+
+
+def same_settings(path: Path) -> None:
+    """Keep the flags that every training depends on; stop if an earlier run had others."""
+    names = ("num_devices", "log_bases", "slot", "epochs", "batch_size",
+             "validation_channels", "test_channels")  # fmt: skip
+    mine = {name: FLAGS[name].value for name in names}
+    before = json.loads(path.read_text()) if path.exists() else mine
+    for name in names:
+        if before[name] != mine[name]:
+            common.stop(
+                f"--{name} must be {before[name]} to go on with the run in {path.parent}; "
+                f"got {mine[name]}"
+            )
+    write_atomically(path, lambda file: file.write(json.dumps(mine).encode()))
 
 
 def train_all(folder: Path) -> None:
@@ -96,11 +114,12 @@ def train_all(folder: Path) -> None:
         def run(way: str, rate: float, seed: int) -> float:
             """Train and test once, unless it was; the mean validation gap at the end."""
             mine = {"method": way, "learning_rate": rate, "seed": seed}
-            done = [r for r in history if all(_same(r[n], v) for n, v in mine.items())]
+            done = [r for r in history if _matches(r, mine)]
             if done:
                 bar.skip(1)
             else:
                 policy, done = train_one(mine, mixture, validation)
+                runs[:] = [r for r in runs if not _matches(r, mine)]
                 runs.extend(mine | row for row in examine(policy, test, cells))
                 history.extend(done)
                 common.write_csv(folder / "runs.csv", runs)  # first: history says what is done
@@ -275,8 +294,11 @@ def report(rows: list[dict[str, Any]]) -> None:
               f"| {steps:.0f} | {few[0]['learning_rate']:g} |")  # fmt: skip
 
 
-def _same(a: Any, b: Any) -> bool:
-    return a == b if isinstance(b, str) else bool(np.isclose(a, b))
+def _matches(row: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """Whether a row that went through a csv is of this training."""
+    return row["method"] == mine["method"] and all(
+        np.isclose(row[name], mine[name]) for name in ("learning_rate", "seed")
+    )
 
 
 if __name__ == "__main__":
