@@ -49,17 +49,30 @@ flags.DEFINE_integer("channels", 2000, "channels a row, each with its own tasks"
 flags.DEFINE_integer("beyond_channels", 500, "channels a point of the figures", lower_bound=2)
 flags.DEFINE_list("efforts", ["0", "4", "6"], "efforts to compare")
 flags.DEFINE_multi_enum("panels", list(PANELS), list(PANELS), "what to take beyond the training")
+flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's csv")
 flags.DEFINE_integer("seed", 10_000_000, "first task seed", lower_bound=0)
 
+TABLES = "gaps", "beyond", "csi"
 ERRORS = 0.05, 0.1, 0.2  # standard deviation of the gain's estimate over its mean amplitude
 BACKOFFS = 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0  # [dB]
 CSI_DEVICES = 14
 
 
 def main(argv: list[str]) -> None:
-    """Evaluate, table by table; every finished row is in the csv at once."""
+    """Evaluate, or draw again what is there."""
     common.begin(argv)
-    devices, efforts = common.integers("num_devices", low=1), common.integers("efforts", low=0)
+    efforts, folder = common.integers("efforts", low=0), Path(FLAGS.output_dir)
+    if FLAGS.plot_only:
+        tables = {name: common.read_csv(folder / f"{name}.csv") for name in TABLES}
+    else:
+        tables = evaluate(efforts)
+    draw(folder, tables)
+    report(tables["gaps"], efforts)
+
+
+def evaluate(efforts: list[int]) -> dict[str, list[dict[str, Any]]]:
+    """Find all tables; every finished row is in the csv at once."""
+    devices = common.integers("num_devices", low=1)
     bases, slots = (
         common.numbers(name, above=low) for name, low in (("log_bases", 1), ("slots", 0))
     )
@@ -72,16 +85,15 @@ def main(argv: list[str]) -> None:
         common.stop(f"--policy={FLAGS.policy} must be a general policy, not one of one system")
     cases = list(itertools.product(devices, bases, slots))
     points = sum(len(PANELS[name][1]) for name in FLAGS.panels)
-    tables: dict[str, list[dict[str, Any]]] = {"gaps": [], "beyond": [], "csi": []}
+    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     with common.Bar(len(cases) + points + len(ERRORS)) as bar:
         for name, row in rows(policy, cases, efforts):
             tables[name].append(row)
             bar.advance(1 if name != "csi" else 1 / len(BACKOFFS), name)
             common.write_csv(folder / f"{name}.csv", tables[name])
             common.write_run(folder / "run.json", started)
-    draw(folder, tables)
-    report(tables["gaps"], efforts)
     print(f"wrote {folder} in {time.time() - started:.0f} s")
+    return tables
 
 
 def rows(
@@ -189,18 +201,18 @@ def draw(folder: Path, tables: dict[str, list[dict[str, Any]]]) -> None:
               "effort_4_gap_mean": "effort 4", "effort_6_gap_mean": "effort 6"}  # fmt: skip
     panels = []
     for name in FLAGS.panels:
-        label, values, inside = PANELS[name]
-        few = [row for row in tables["beyond"] if row["family"] == name]
+        label, _, inside = PANELS[name]
+        few = [r for r in tables["beyond"] if r["family"] == name and r["feasible_fraction"] > 0]
         gaps = {text: [r[column] for r in few] for column, text in labels.items()
                 if column in few[0]}  # fmt: skip
-        panels.append(GapPanel(label, values, gaps, inside))
+        panels.append(GapPanel(label, [r["value"] for r in few], gaps, inside))
     figures.save_figure(figures.gap_figure(panels), folder / "beyond")
     columns = {"late_fraction": "channels beyond the deadline [%]",
                "energy_over_optimum": "energy over the optimum [%]"}  # fmt: skip
     panels = [
         GapPanel(
             "back-off [dB]", BACKOFFS,
-            {f"error of {error:.0%}": [r[column] for r in tables["csi"] if r["error"] == error]
+            {f"error {100 * error:.0f} %": [r[column] for r in tables["csi"] if r["error"] == error]
              for error in ERRORS}, ylabel=label,
         ) for column, label in columns.items()
     ]  # fmt: skip
@@ -217,10 +229,10 @@ def report(gaps: list[dict[str, Any]], efforts: list[int]) -> None:
         cells = []
         for name in names:
             means = [row[f"{name}_gap_mean"] for row in few]
-            worst = max(row[f"{name}_gap_worst"] for row in few)
+            worst = np.nanmax([row[f"{name}_gap_worst"] for row in few])
             cells.append(f"{100 * np.nanmean(means):.2g}, {100 * np.nanmax(means):.2g}, "
                          f"{100 * worst:.2g}")  # fmt: skip
-        print(f"| {num_devices} | " + " | ".join(cells) + " |")
+        print(f"| {num_devices:g} | " + " | ".join(cells) + " |")
     print(f"feasible for one of policy and optimum alone: {sum(row['missed'] for row in gaps)}")
 
 

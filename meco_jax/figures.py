@@ -207,6 +207,9 @@ def gap_figure(panels: Sequence[GapPanel]) -> Figure:
                 axes.axvspan(*panel.inside, color="black", alpha=0.06, linewidth=0)
             wide = min(panel.x) > 0 and max(panel.x) > 20 * min(panel.x)
             axes.set(xlabel=panel.label, xscale="log" if wide else "linear", yscale="log")
+            if wide and max(panel.x) < 1000 * min(panel.x):  # powers of ten are too few ticks
+                axes.set_xticks(panel.x, [f"{x:.3g}" for x in panel.x], fontsize=7)
+                axes.xaxis.minorticks_off()
             if axes in grid[:, 0] or not alike:
                 axes.set_ylabel(panel.ylabel)
         handles, labels = grid[0, 0].get_legend_handles_labels()

@@ -210,7 +210,6 @@ def test_shipped_file_says_how_it_was_made():
 
 def test_export_needs_jax_alone(tmp_path):
     """A process that imports jax and no package of ours answers as solve does."""
-    pytest.importorskip("flatbuffers")
     system, path = table1(5), tmp_path / "policy.bin"
     pretrained().export(path, num_devices=5, effort=2)
     h = sample_channels(jax.random.key(0), system, 7)
