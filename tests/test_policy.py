@@ -14,6 +14,7 @@ from meco_jax import (
     GeneralPolicy,
     PolicyConfig,
     load_policy,
+    pad_devices,
     pretrained,
     sample_channels,
     sample_systems,
@@ -86,7 +87,7 @@ def test_always_feasible_and_checked(untrained):
 def test_effort_only_helps(untrained):
     system = table1(10)
     h = sample_channels(jax.random.key(1), system, 100)
-    energies = [solve(h, system, policy=untrained, effort=n).energy for n in (0, 2, 5, 10)]
+    energies = [solve(h, system, policy=untrained, effort=n).energy for n in (0, 3, 10)]
     ok = np.isfinite(energies[0])
     for less, more in itertools.pairwise(energies):
         assert np.mean(more[ok]) <= np.mean(less[ok]) * (1 + 1e-6)
@@ -94,18 +95,18 @@ def test_effort_only_helps(untrained):
     np.testing.assert_allclose(energies[-1][ok], best[ok], rtol=2e-4)
 
 
-@pytest.mark.parametrize("num_devices", [4, 14, 20])
-def test_the_shipped_policy_is_near_the_optimum(num_devices):
+def test_the_shipped_policy_is_near_the_optimum():
     """Mean gap at most 3 % without and 0.3 % with effort, as README says, tasks unseen."""
-    tables = [table1(num_devices, seed=s) for s in range(10**6, 10**6 + 100)]
-    systems = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(i) for i in x]), *tables)
-    h = jnp.stack([sample_channels(jax.random.key(s), tables[0], 1)[0] for s in range(100)])
+    cases = [(k, seed) for k in (4, 14, 20) for seed in range(2**30, 2**30 + 100)]
+    tables = [pad_devices(table1(k, seed=seed), 20) for k, seed in cases]
+    systems = jax.tree.map(lambda *x: np.stack(x), *tables)
+    h = sample_channels(jax.random.key(5), table1(20), len(cases))
     best = solve(h, systems, method="optimal")
-    ok = np.asarray(best.feasible)
     for effort, most in ((0, 0.03), (6, 0.003)):
-        gap = np.asarray(solve(h, systems, effort=effort).energy / best.energy)[ok] - 1
-        assert gap.min() > -1e-5
-        assert gap.mean() < most
+        gap = np.asarray(solve(h, systems, effort=effort).energy / best.energy) - 1
+        for few, ok in zip(gap.reshape(3, -1), np.asarray(best.feasible).reshape(3, -1)):
+            assert few[ok].min() > -1e-5
+            assert few[ok].mean() < most
 
 
 def test_known_optima(known):
