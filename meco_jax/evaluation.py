@@ -45,9 +45,8 @@ def evaluate_grid(
     """
     size = batch_size or (1 if jax.default_backend() == "cpu" else 16)
     groups = Groups(len(lanes.points), size)
-    h, outcomes = groups.join(
-        _evaluate(groups.split((policies, lanes.seeds)), num_channels, groups.size)
-    )
+    evaluate = partial(_evaluate, num_channels=num_channels, size=groups.size)
+    h, outcomes = groups.join(groups.run(evaluate, groups.split((policies, lanes.seeds))))
     each = jax.tree.map(lambda leaf: leaf[:, None], lanes.systems)
     optimum = solve(h, each, method="optimal")
     best = _judge(lanes.systems, h, optimum, outcomes["bcos"].lower_bound)
