@@ -183,3 +183,15 @@ def test_summary_leaves_infeasible_channels_out():
     np.testing.assert_allclose(row["infeasible_fraction"], 1 / 3)
     np.testing.assert_allclose(row["energy_ci95_j"], 1.96 * 1.0 / np.sqrt(2))
     assert bound["energy_mean_j"] == 1.5
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_summary_of_hardly_any_feasible_channel(number):
+    """None: NaN, without a warning; one: its own mean."""
+    feasible = np.arange(3)[None] < number
+    energy = np.where(feasible, 2.0, np.inf)
+    outcome = Outcome(energy, energy / 2, feasible, 0.1 * feasible, 1.0 * feasible)
+    row, _ = summarise({"optimal": outcome}, make_grid({"num_devices": [4]}))
+    means = [value for name, value in row.items() if name.startswith(("energy", "gap"))]
+    np.testing.assert_array_equal(means, [2.0, 0.0, 1.0, 0.0] if number else 4 * [np.nan])
+    assert row["infeasible_fraction"] == 1 - number / 3
