@@ -20,7 +20,7 @@ from meco_jax import load_policy, sample_channels, solve, table1
 ROOT = Path(__file__).parent.parent
 TINY = (
     "--num_devices=2,3", "--seeds=0,1", "--num_channels=200", "--batch_size=100", "--epochs=6",
-    "--hidden=16,8", "--test_channels=40",
+    "--hidden=8", "--test_channels=40",
 )  # fmt: skip
 
 
@@ -272,6 +272,31 @@ def test_scale_writes_time_and_memory(tmp_path):
     assert [int(row["num_devices"]) for row in rows] == [4, 16]
     assert all(float(row["bytes_per_channel"]) > 100 for row in rows)
     assert (tmp_path / "scale.pdf").stat().st_size > 5000
+
+
+def test_lanes_measures_speed_memory_and_ratio(tmp_path):
+    flags = ("--lanes=2", "--num_devices=3", "--ratio_devices=2", "--ratio_slots=0.5,1",
+             "--ratio_seeds=1", "--ratio_epochs=2", "--num_channels=200", "--batch_size=100",
+             "--epochs=4", "--hidden=8", f"--output_dir={tmp_path}")  # fmt: skip
+    result = run(*flags, script="lanes")
+    assert result.returncode == 0, result.stderr
+    rows = read(tmp_path)
+    assert [(row["method"], row["lanes"]) for row in rows] == [("lax.map", "2"), ("vmap", "2")]
+    assert all(float(row["lane_steps_per_s"]) > 0 for row in rows)
+    assert all(float(row["peak_mb"]) > 100 for row in rows)
+    with open(tmp_path / "ratio.csv") as file:
+        ratios = list(csv.DictReader(file))
+    assert [(row["lanes"], row["steps"]) for row in ratios] == [("2", "2"), ("2", "4")]
+    assert all(float(row["cpu_ratio"]) > 0.5 for row in ratios)
+    assert (tmp_path / "lanes.pdf").stat().st_size > 5000
+
+
+def test_kills_end_with_the_same_table(tmp_path):
+    flags = ("--runs=1", "--kills=1", "--epochs=1", "--save_seconds=0", f"--output_dir={tmp_path}")
+    result = run(*flags, script="kills")
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "kills.csv") as file:
+        assert [row["identical"] for row in csv.DictReader(file)] == ["1"]
 
 
 def test_claims_are_checked_against_the_committed_tables():

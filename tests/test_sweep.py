@@ -19,7 +19,7 @@ from meco_jax import (
 from meco_jax.evaluation import Outcome, summarise
 
 CONFIG = TrainConfig(
-    num_channels=200, batch_size=50, epochs=2, chunk_epochs=1, hidden=(16, 8), learning_rate=1e-3
+    num_channels=200, batch_size=50, epochs=2, chunk_epochs=1, hidden=(8,), learning_rate=1e-3
 )
 DEVICES = (2, 5, 3)
 
@@ -101,7 +101,7 @@ def test_settings_of_a_lane_are_its_own():
 
 def test_grid_compiles_once():
     before = sweep._advance_lanes._cache_size()
-    config = CONFIG.replace(scheme="pcos", hidden=(8, 8))
+    config = CONFIG.replace(scheme="pcos", hidden=(12,))
     train_grid(lanes(), config)
     train_grid(lanes(), config.replace(multiplier=1.0))
     assert sweep._advance_lanes._cache_size() == before + 1
