@@ -26,7 +26,7 @@ flags.adopt_module_key_flags(common)
 flags.DEFINE_integer("runs", 5, "runs to kill", lower_bound=1)
 flags.DEFINE_integer("kills", 2, "kills of each run", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "of the moments", lower_bound=0)
-flags.DEFINE_integer("epochs", 60, "of the sweep's trainings", lower_bound=1)
+flags.DEFINE_integer("epochs", 400, "of the sweep's trainings", lower_bound=1)
 flags.DEFINE_float("save_seconds", 1.0, "least time between two checkpoints [s]", lower_bound=0)
 STEPS_PER_EPOCH = 40
 SWEEP = (
@@ -43,8 +43,8 @@ def main(argv: list[str]) -> None:
     began = time.time()
     run(folder / "whole")
     seconds = time.time() - began
-    print(f"a whole run takes {seconds:.1f} s")
-    print("run  killed after [s]  then at      epochs lost  same table")
+    print(f"a whole run takes {seconds:.1f} s", flush=True)
+    print("run  killed after [s]  then at      epochs lost  seconds lost  same table")
     rng = np.random.default_rng(FLAGS.seed)
     for number in range(FLAGS.runs):
         own = folder / f"killed_{number}"
@@ -54,8 +54,9 @@ def main(argv: list[str]) -> None:
         same = (own / "results.csv").read_bytes() == (folder / "whole/results.csv").read_bytes()
         for row in cuts:
             rows.append({"run": number, **row, "identical": int(same)})
-            print(f"{number:3}{row['seconds']:18.1f}  {row['method']:<11}{row['epochs_lost']:13}  "
-                  f"{'yes' if same else 'NO'}", flush=True)  # fmt: skip
+            place = f"{number:3}{row['seconds']:18.1f}  {row['method']:<11}"
+            lost = f"{row['epochs_lost']:13}{row['seconds_lost']:14.1f}"
+            print(f"{place}{lost}  {'yes' if same else 'NO'}", flush=True)
     common.write_csv(folder / "kills.csv", rows)
     common.write_run(folder / "run.json", started, whole_run_seconds=round(seconds, 1))
     if not all(row["identical"] for row in rows):
@@ -79,19 +80,25 @@ def run(folder: Path) -> None:
 
 
 def cut(folder: Path, seconds: float) -> dict[str, Any]:
-    """Let the sweep run for some seconds, kill it, and tell where it was."""
-    process = start(folder)
+    """Let the sweep run for some seconds, kill it, and tell where it was and what is lost."""
+    began, process = time.time(), start(folder)
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    shown = re.findall(r"(bcos|pcos) step (\d+) of", Path(f"{folder}.log").read_text())
+    now, log = time.time(), Path(f"{folder}.log").read_text()
+    shown = re.findall(r"(bcos|pcos) step (\d+)", log)
     scheme, step = shown[-1] if shown else ("start", "0")
     epoch = int(step) // STEPS_PER_EPOCH
-    saved = (folder / "checkpoints" / scheme / "epochs").glob("*")
-    kept = max((int(path.name) for path in saved if path.name.isdigit()), default=0)
-    return {"seconds": seconds, "method": f"{scheme} {epoch}", "epochs_lost": max(epoch - kept, 0)}
+    saved = [p for p in folder.glob("checkpoints/*/epochs/*") if p.name.isdigit()]
+    kept = max((int(p.name) for p in saved if p.parts[-3] == scheme), default=0)
+    return {
+        "seconds": seconds,
+        "method": f"{scheme} {epoch}",
+        "epochs_lost": max(epoch - kept, 0),  # of those that were shown
+        "seconds_lost": now - max(began, *(p.stat().st_mtime for p in saved)) if saved else seconds,
+    }
 
 
 if __name__ == "__main__":
