@@ -45,9 +45,8 @@ def evaluate_grid(
     """
     size = batch_size or (1 if jax.default_backend() == "cpu" else 16)
     groups = Groups(len(lanes.points), size)
-    h, outcomes = groups.join(
-        _evaluate(groups.split((policies, lanes.seeds)), num_channels, groups.size)
-    )
+    evaluate = partial(_evaluate, num_channels=num_channels, size=groups.size)
+    h, outcomes = groups.join(groups.run(evaluate, groups.split((policies, lanes.seeds))))
     each = jax.tree.map(lambda leaf: leaf[:, None], lanes.systems)
     optimum = solve(h, each, method="optimal")
     best = _judge(lanes.systems, h, optimum, outcomes["bcos"].lower_bound)
@@ -102,7 +101,8 @@ def summarise(outcomes: dict[str, Outcome], lanes: Lanes) -> list[dict[str, Any]
         Rows with the lane's axes, scheme, energy_mean_j, energy_ci95_j (half width over
         channels), feasible_fraction, deadline_met_fraction (sum t' <= T), offload_fraction,
         gap_to_bound_mean and gap_to_optimum_mean (means of energy / bound - 1 and of energy /
-        optimum - 1) and infeasible_fraction, the share of all channels that is left out.
+        optimum - 1) and infeasible_fraction, the share of all channels that is left out. Where
+        all are left out, the others are NaN.
     """
     bounds = np.asarray(outcomes["optimal"].lower_bound, np.float64)
     rows = []
@@ -130,7 +130,7 @@ def _means(
     return {
         "scheme": scheme,
         "energy_mean_j": _mean(energy),
-        "energy_ci95_j": 1.96 * float(np.std(energy)) / max(len(energy), 1) ** 0.5,
+        "energy_ci95_j": 1.96 * _spread(energy) / max(len(energy), 1) ** 0.5,
         **dict(zip(names, map(_mean, fractions))),
         "gap_to_bound_mean": _mean(energy / bound - 1),
         "gap_to_optimum_mean": _mean(energy / optimum - 1),
@@ -139,3 +139,7 @@ def _means(
 
 def _mean(values: Any) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _spread(values: np.ndarray) -> float:
+    return float(np.std(values)) if len(values) and np.all(np.isfinite(values)) else float("nan")

@@ -298,6 +298,26 @@ def scale_figure(rows: Sequence[Mapping[str, Any]], slope: float) -> Figure:
     return figure
 
 
+def lanes_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw speed and memory of trainings in one call against their number.
+
+    Args:
+        rows: "method", "lanes", "lane_steps_per_s" [1/s] and "peak_mb" [MB].
+    """
+    panels = (("lane_steps_per_s", "lane steps a second [1/s]"), ("peak_mb", "peak memory [MB]"))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.0))
+        for axes, (column, label) in zip(figure.subplots(1, 2), panels):
+            for method, style in zip(dict.fromkeys(row["method"] for row in rows), LINES):
+                own = [row for row in rows if row["method"] == method]
+                x, y = ([row[name] for row in own] for name in ("lanes", column))
+                axes.plot(x, y, label=method, **style)
+            axes.set(xscale="log", xlabel="lanes [-]", ylabel=label)
+            axes.set_ylim(bottom=0)
+        axes.legend()
+    return figure
+
+
 def draw_scheme(
     axes: Axes,
     x: Sequence[float],

@@ -2,8 +2,10 @@
 
 A lane is one training: a system, a seed, and any settings of its own. Lanes stand in groups
 ``[G, B]``: the G groups run one after another (``lax.map``), the B lanes of a group at once
-(``vmap``), spread over all devices of this process by a one-axis mesh. On a CPU B = 1, where
-batched small matrix products are slower; on accelerators all lanes that fit run at once.
+(``vmap``). On accelerators all lanes that fit run at once, spread over all devices of this
+process by a one-axis mesh. On a CPU B = 1, since batched small matrix products are slower there,
+and each device has a program of its own: a lane has the same bits however many devices and
+processes there are. Only lanes that run hold training channels.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from meco_jax.training import (
     Report,
     Run,
     TrainConfig,
+    TrainState,
     advance,
     check_config,
     make_policy,
@@ -127,50 +130,67 @@ def train_grid(
             check_config(config.replace(**{name: float(value)}))
     groups = Groups(len(lanes.points), batch_size or lane_batch_size(lanes, config))
     arrays = groups.split((lanes.systems, lanes.seeds, lanes.settings))
-    runs = _start_lanes(arrays, config, groups.size)
+    runs = groups.run(partial(_start_lanes, config=config, size=groups.size), arrays)
     first, rows, store = 0, list[dict[str, np.ndarray]](), None
     if folder is not None:
         store = RunStore(Path(folder), _describe(lanes, config), save_seconds)
-        saved = store.load(groups.join(runs.state))
+        saved = store.load(_states(groups, runs))
         if saved:
             first, state, rows = saved
-            runs = runs._replace(state=groups.split(state))
+            runs = groups.run(lambda run, own: run._replace(state=own), runs, groups.split(state))
 
-    def step(runs: Run, epoch: int) -> tuple[Run, Metrics]:
-        runs, metrics = _advance_lanes(runs, epoch, arrays, config, groups.size)
+    def step(runs: Parts, epoch: int) -> tuple[Parts, Metrics]:
+        advance = partial(_advance_lanes, first_epoch=epoch, config=config, size=groups.size)
+        runs, metrics = zip(*groups.run(advance, runs, arrays))
         return runs, groups.join(metrics)
 
-    def save(epoch: int, runs: Run, rows: list[dict[str, np.ndarray]]) -> None:
+    def save(epoch: int, runs: Parts, rows: list[dict[str, np.ndarray]]) -> None:
         if store:
-            store.save(epoch, lambda: groups.join(runs.state), rows, epoch == config.epochs)
+            store.save(epoch, lambda: _states(groups, runs), rows, epoch == config.epochs)
 
     runs, history = train_loop(step, runs, config, report, first, rows, save)
     if store:
         store.close()
-    policies = make_policy(groups.join(runs.state), lanes.systems, config)
+    policies = make_policy(_states(groups, runs), lanes.systems, config)
     return jax.tree.map(jnp.asarray, policies), history
 
 
+Parts = tuple[Any, ...]  # a tree of [G, B, ...] leaves a place
+
+
 class Groups:
-    """How L lanes stand as ``[G, B]`` on the devices of this process."""
+    """How L lanes stand as ``[G, B]`` in every place: a CPU device, or all accelerators."""
 
     def __init__(self, num_lanes: int, size: int) -> None:
         devices = np.array(jax.local_devices())
+        # A program over several CPU devices rounds differently from that of one.
+        places = np.split(devices, len(devices) if jax.default_backend() == "cpu" else 1)
         self.lanes = num_lanes
-        self.size = -(-min(size, num_lanes) // len(devices)) * len(devices)  # B
-        self.number = -(-num_lanes // self.size)  # G
-        self._sharding = NamedSharding(Mesh(devices, ("lane",)), PartitionSpec(None, "lane"))
+        self.size = -(-min(size, num_lanes) // len(devices)) * len(places[0])  # B
+        self.number = -(-num_lanes // (self.size * len(places)))  # G
+        spread = PartitionSpec(None, "lane")
+        self._shardings = [NamedSharding(Mesh(place, ("lane",)), spread) for place in places]
 
-    def split(self, tree: Any) -> Any:
+    def split(self, tree: Any) -> Parts:
         """Lay out ``[L, ...]`` leaves as ``[G, B, ...]``; copies of the first lanes fill up."""
-        index = np.resize(np.arange(self.lanes), (self.number, self.size))
-        spread = lambda leaf: jax.device_put(np.asarray(leaf)[index], self._sharding)  # noqa: E731
-        return jax.tree.map(spread, tree)
+        shape = (len(self._shardings), self.number, self.size)
+        return tuple(
+            jax.tree.map(lambda x, i=i, to=to: jax.device_put(np.asarray(x)[i], to), tree)
+            for i, to in zip(np.resize(np.arange(self.lanes), shape), self._shardings)
+        )
 
-    def join(self, tree: Any) -> Any:
+    def run(self, program: Callable[..., Any], *parts: Parts) -> Parts:
+        """Run a program in every place on its parts; none waits for another."""
+        return tuple(program(*own) for own in zip(*parts))
+
+    def join(self, parts: Parts) -> Any:
         """Take ``[G, B, ...]`` leaves back to ``[L, ...]`` on the host."""
-        flat = lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[: self.lanes]  # noqa: E731
-        return jax.tree.map(flat, tree)
+
+        def flat(*leaves: jax.Array) -> np.ndarray:
+            whole = [np.asarray(x).reshape(-1, *x.shape[2:]) for x in leaves]
+            return np.concatenate(whole)[: self.lanes]
+
+        return jax.tree.map(flat, *parts)
 
 
 def share(lanes: Lanes) -> Lanes:
@@ -244,6 +264,11 @@ def _describe(lanes: Lanes, config: TrainConfig) -> dict[str, Any]:
     return settings | axes
 
 
+def _states(groups: Groups, runs: Parts) -> TrainState:
+    """Take the states ``[L, ...]`` of all lanes to the host."""
+    return groups.join(groups.run(lambda run: run.state, runs))
+
+
 @partial(jax.jit, static_argnames="size")
 def _start_lanes(arrays: Any, config: TrainConfig, size: int) -> Run:
     def lane(arrays: Any) -> Run:
@@ -255,7 +280,7 @@ def _start_lanes(arrays: Any, config: TrainConfig, size: int) -> Run:
 
 @partial(jax.jit, static_argnames="size", donate_argnums=0)
 def _advance_lanes(
-    runs: Run, first_epoch: jax.Array, arrays: Any, config: TrainConfig, size: int
+    runs: Run, arrays: Any, first_epoch: jax.Array, config: TrainConfig, size: int
 ) -> tuple[Run, Metrics]:
     def lane(both: Any) -> tuple[Run, Metrics]:
         run, (system, _, settings) = both

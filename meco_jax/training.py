@@ -116,7 +116,7 @@ class Run(NamedTuple):
     """A training under way."""
 
     state: TrainState
-    channels: jax.Array  # [num_channels, K] training data [-]
+    channel_key: jax.Array  # of the training channels
     order_key: jax.Array  # shuffles each epoch by fold_in(order_key, epoch)
 
 
@@ -230,20 +230,23 @@ def make_policy(state: TrainState, system: System, config: TrainConfig) -> Polic
 
 
 def start(key: jax.Array, system: System, config: TrainConfig) -> Run:
-    """Draw the channels and initialise the networks: lines 1-2 of Algorithm 1.
+    """Initialise the networks: line 1 of Algorithm 1."""
+    channel_key, network_key, order_key = jax.random.split(key, 3)
+    return Run(init_state(network_key, system, config), channel_key, order_key)
+
+
+def training_channels(key: jax.Array, system: System, config: TrainConfig) -> jax.Array:
+    """Draw the amplitude gains ``[num_channels, K]`` [-]: line 2 of Algorithm 1.
 
     Infeasible channels make way for copies of feasible ones: their violation cannot be
     learned away, and would raise the multipliers, which only grow, without end.
     """
-    channel_key, network_key, order_key = jax.random.split(key, 3)
-    channels = sy.sample_channels(channel_key, system, config.num_channels)
+    channels = sy.sample_channels(key, system, config.num_channels)
     must = sy.required_ratio(system)
     must = must if config.scheme == "pcos" else jnp.ceil(must)
     feasible = jax.vmap(lambda h: fits(link(system, h), must))(channels)
     number = jnp.maximum(jnp.sum(feasible), 1)
-    channels = channels[jnp.argsort(~feasible)[jnp.arange(config.num_channels) % number]]
-    state = init_state(network_key, system, config)
-    return Run(state, channels, order_key)
+    return channels[jnp.argsort(~feasible)[jnp.arange(config.num_channels) % number]]
 
 
 def advance(
@@ -251,15 +254,19 @@ def advance(
 ) -> tuple[Run, Metrics]:
     """Train for ``config.chunk_epochs`` epochs: the chunk to jit.
 
+    The channels are drawn again in each chunk: of many trainings only those that run at the
+    time hold theirs.
+
     Returns:
         The run and the metrics' means over the last epoch.
     """
+    channels = training_channels(jax.random.clone(run.channel_key), system, config)
 
     def epoch(state: TrainState, number: jax.Array) -> tuple[TrainState, Metrics]:
         order_key = jax.random.fold_in(run.order_key, number)
         order = jax.random.permutation(order_key, config.num_channels)
         shape = (config.steps_per_epoch, config.batch_size)
-        batches = run.channels[order[: shape[0] * shape[1]].reshape(shape)]
+        batches = channels[order[: shape[0] * shape[1]].reshape(shape)]
         frozen = number >= config.frozen_after * config.epochs
         step = partial(alternating_step, system=system, config=config, frozen=frozen)
         state, metrics = jax.lax.scan(step, state, batches)

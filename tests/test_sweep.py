@@ -19,7 +19,7 @@ from meco_jax import (
 from meco_jax.evaluation import Outcome, summarise
 
 CONFIG = TrainConfig(
-    num_channels=200, batch_size=50, epochs=2, chunk_epochs=1, hidden=(16, 8), learning_rate=1e-3
+    num_channels=200, batch_size=50, epochs=2, chunk_epochs=1, hidden=(8,), learning_rate=1e-3
 )
 DEVICES = (2, 5, 3)
 
@@ -66,37 +66,44 @@ def test_bad_settings_are_named():
 
 def test_lanes_equal_single_runs():
     """By lax.map and by vmap, padded to K = 5; the single runs are not padded."""
-    for size in (1, 2):  # 2: groups of two, the last one filled up
-        policies, history = train_grid(lanes(), CONFIG, batch_size=size)
-        for lane, num_devices in enumerate(DEVICES):
-            key = sweep.lane_key(4, "bcos")
-            single, alone = train(table1(num_devices, seed=4), key=key, config=CONFIG)
+    grid = make_grid({"num_devices": [2, 5], "train_seed": [4, 6]})
+    together = [  # 3: groups of three, the last one filled up
+        train_grid(grid, CONFIG, batch_size=size) for size in (1, 3)
+    ]
+    for lane, point in enumerate(grid.points):
+        system, key = table1(point["num_devices"]), sweep.lane_key(point["train_seed"], "bcos")
+        single, alone = train(system, key=key, config=CONFIG)
+        h = sample_channels(jax.random.key(7), system, 20)
+        for policies, history in together:
             for name, values in alone.items():
-                together = history[name] if name == "step" else history[name][:, lane]
-                np.testing.assert_allclose(together, values, rtol=2e-3, atol=1e-5, err_msg=name)
+                own = history[name] if name == "step" else history[name][:, lane]
+                np.testing.assert_allclose(own, values, rtol=2e-3, atol=1e-5, err_msg=name)
             taken = sweep.take_lane(policies, lane)
             shapes = lambda p: jax.tree.map(jnp.shape, p.variables)  # noqa: E731
             assert shapes(taken) == shapes(single)
-            h = sample_channels(jax.random.key(7), table1(num_devices), 20)
             np.testing.assert_allclose(taken(h).power, single(h).power, rtol=5e-3, atol=1e-4)
             np.testing.assert_allclose(taken(h).time, single(h).time, rtol=5e-3, atol=1e-4)
 
 
 def test_settings_of_a_lane_are_its_own():
-    grid = make_grid({"num_devices": [3], "learning_rate": [1e-3, 3e-2], "multiplier": [2.0]})
-    _, together = train_grid(grid, CONFIG)
-    for lane, rate in enumerate((1e-3, 3e-2)):
-        config = CONFIG.replace(learning_rate=rate, multiplier=2.0)
-        _, alone = train_grid(make_grid({"num_devices": [3]}), config)
+    config = CONFIG.replace(scheme="pcos")
+    points = ((1e-3, 2.0), (3e-2, 0.5))
+    rates, multipliers = zip(*points)
+    grid = make_grid({"num_devices": [3], "learning_rate": rates, "multiplier": multipliers})
+    _, together = train_grid(grid.part([0, 3]), config)
+    for lane, (rate, multiplier) in enumerate(points):
+        own = config.replace(learning_rate=rate, multiplier=multiplier)
+        _, alone = train(table1(3), key=sweep.lane_key(0, "pcos"), config=own)
         np.testing.assert_allclose(
-            together["student_energy"][:, lane], alone["student_energy"][:, 0], rtol=1e-5
+            together["teacher_energy"][:, lane], alone["teacher_energy"], rtol=1e-5
         )
 
 
 def test_grid_compiles_once():
     before = sweep._advance_lanes._cache_size()
-    train_grid(lanes(), CONFIG.replace(hidden=(8, 8)))
-    train_grid(lanes(), CONFIG.replace(hidden=(8, 8), multiplier=1.0))
+    config = CONFIG.replace(scheme="pcos", hidden=(12,))
+    train_grid(lanes(), config)
+    train_grid(lanes(), config.replace(multiplier=1.0))
     assert sweep._advance_lanes._cache_size() == before + 1
 
 
@@ -106,7 +113,7 @@ class KilledError(Exception):
 
 def test_resume_is_bitwise_equal(tmp_path):
     keep = {"folder": tmp_path, "save_seconds": 0.0}
-    config = CONFIG.replace(epochs=4)
+    config = CONFIG.replace(epochs=4, scheme="pcos")
     whole, history = train_grid(lanes(), config)
 
     def kill(step, _):
@@ -183,3 +190,15 @@ def test_summary_leaves_infeasible_channels_out():
     np.testing.assert_allclose(row["infeasible_fraction"], 1 / 3)
     np.testing.assert_allclose(row["energy_ci95_j"], 1.96 * 1.0 / np.sqrt(2))
     assert bound["energy_mean_j"] == 1.5
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_summary_of_hardly_any_feasible_channel(number):
+    """None: NaN, without a warning; one: its own mean."""
+    feasible = np.arange(3)[None] < number
+    energy = np.where(feasible, 2.0, np.inf)
+    outcome = Outcome(energy, energy / 2, feasible, 0.1 * feasible, 1.0 * feasible)
+    row, _ = summarise({"optimal": outcome}, make_grid({"num_devices": [4]}))
+    means = [value for name, value in row.items() if name.startswith(("energy", "gap"))]
+    np.testing.assert_array_equal(means, [2.0, 0.0, 1.0, 0.0] if number else 4 * [np.nan])
+    assert row["infeasible_fraction"] == 1 - number / 3
