@@ -88,8 +88,10 @@ def stage_rows() -> list[dict[str, Any]]:
     must, log_mu = forced(system).astype(h.dtype), jnp.float32(-3.0)
     parts: dict[str, Callable[[jax.Array], Any]] = {
         "relaxed price": lambda h: relax(link(system, h), must),
-        "price grid, coarse": lambda h: price_grid(link(system, h), log_mu, *optimal.COARSE),
-        "price grid, fine": lambda h: price_grid(link(system, h), log_mu, *optimal.FINE),
+        "price grid, coarse": lambda h: price_grid(
+            link(system, h), h > 1e-3, log_mu, *optimal.COARSE
+        ),
+        "price grid, fine": lambda h: price_grid(link(system, h), h > 1e-3, log_mu, *optimal.FINE),
     }
     for stage in optimal.STAGES:
         sets = jnp.asarray(np.indices((2,) * stage.unclear).reshape(stage.unclear, -1).T > 0)
@@ -98,8 +100,8 @@ def stage_rows() -> list[dict[str, Any]]:
         )
 
         def product(h: jax.Array, sets: jax.Array = sets) -> jax.Array:
-            saving = jnp.broadcast_to(h[:, None], (padded, optimal.COARSE[0]))
-            grid = Grid(saving[0], saving, saving[0])
+            turn = jnp.broadcast_to(h[:, None], (padded, optimal.COARSE[0]))
+            grid = Grid(turn[0], h > 1e-3, turn[0], turn)
             return optimal.set_bounds(grid, h > 1e-3, jnp.arange(sets.shape[1]), sets)
 
         def exact(h: jax.Array, some: jax.Array = some) -> Any:

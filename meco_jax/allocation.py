@@ -22,6 +22,7 @@ from meco_jax.system import System
 FIT_TOLERANCE = 5e-7  # a set whose fastest times exceed the slot by less still fits [-]
 NATS_STEPS = 2  # Halley, to float32's last digits from any price; 5e-9 in float64
 NEWTON_STEPS = 10  # for the price of a fixed set; 6 reach float32 save where many powers cap
+LEAST_LOG_Y = -80.0  # x^2 must not underflow; at x = 6e-18 and below energies are the same
 BISECTION_STEPS = 30  # for the relaxed price: halves a bracket of e^10 to float32's last digits
 
 
@@ -51,11 +52,16 @@ class Link(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Dual terms at J prices: the dual of a set S is ``offset - sum_S saving``, math note 3b."""
+    """Dual terms at J prices, math note 3b: the dual of S is ``offset + sum_(S xor base) turn``.
+
+    Counted from a set that is good at these prices: from any other, such as that of nobody,
+    the dual would be a small difference of large sums.
+    """
 
     log_mu: jax.Array  # [J] prices [ln W]
-    saving: jax.Array  # [K, J] e - c, what sending saves at a price, 0 where it cannot be [J]
-    offset: jax.Array  # [J] sum e - mu T [J]
+    base: jax.Array  # [K] bool: who sends at the relaxed problem's price
+    offset: jax.Array  # [J] dual of ``base`` [J]
+    turn: jax.Array  # [K, J] what turning a device over adds, 0 where it cannot send [J]
 
 
 class Relaxed(NamedTuple):
@@ -63,6 +69,7 @@ class Relaxed(NamedTuple):
 
     offload: jax.Array  # [K] part of each task sent [-]
     time: jax.Array  # [K], constants to derivatives [s]
+    sends: jax.Array  # [K] bool: who sends all at this price
     log_mu: jax.Array  # [] logarithm of the slot price [ln W]
     bound: jax.Array  # [] the dual's value, the relaxed optimum; infinite if infeasible [J]
 
@@ -106,7 +113,7 @@ def best_nats(link: Link, log_mu: jax.Array) -> jax.Array:
     Solves ``e^x (x - 1) + 1 = y``, y = mu g / beta (a Lambert function), by Halley steps on
     its logarithm ``x + ln(x - 1 + e^-x) = ln y``, which is nearly straight.
     """
-    log_y = log_mu - jnp.log(link.weight / link.gain)
+    log_y = jnp.maximum(log_mu - jnp.log(link.weight / link.gain), LEAST_LOG_Y)
     x = jax.nn.softplus((log_y + math.log(2)) / 2)  # ln(1 + sqrt(2 y)), exact for small y
     for _ in range(NATS_STEPS):
         excess = _excess(x)
@@ -268,17 +275,29 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
     return Relaxed(
         offload=jax.lax.stop_gradient(offload_high + blend * (offload_low - offload_high)),
         time=jax.lax.stop_gradient(time_high + blend * (time_low - time_high)),
+        sends=offload_high >= 1,
         log_mu=high,
         bound=jnp.where(feasible, bound, jnp.inf),
     )
 
 
-def price_grid(link: Link, log_mu: jax.Array, num: int, width: float) -> Grid:
-    """Price every device at ``num`` prices to ``width`` on either side, densest at ``log_mu``."""
+def price_grid(link: Link, base: jax.Array, log_mu: jax.Array, num: int, width: float) -> Grid:
+    """Price every device at ``num`` prices to ``width`` on either side, densest at ``log_mu``.
+
+    Args:
+        link: the uplinks.
+        base: set ``[K]`` bool from which duals are counted, ``Relaxed.sends``: a result of a
+            loop, since what XLA computes twice may differ in rounding.
+        log_mu: the middle price ``[]`` [ln W].
+        num: number of prices.
+        width: half width of the grid [ln W].
+    """
     prices = log_mu + width * jnp.linspace(-1, 1, num) ** 3
     cost = jax.vmap(partial(priced_cost, link), out_axes=1)(prices)
-    saving = jnp.where(link.usable[:, None], link.local[:, None] - cost, 0.0)
-    return Grid(prices, saving, jnp.sum(link.local) - jnp.exp(prices) * link.slot)
+    local, base_column = link.local[:, None], base[:, None]
+    saving = jnp.where(link.usable[:, None], local - cost, 0.0)
+    spent = jnp.sum(jnp.where(base_column, cost, local), axis=0) - jnp.exp(prices) * link.slot
+    return Grid(prices, base, spent, jnp.where(base_column, saving, -saving))
 
 
 def allocate(system: System, h: jax.Array, offload: jax.Array) -> Solution:

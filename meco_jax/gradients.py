@@ -34,8 +34,9 @@ class Case(NamedTuple):
     features: jax.Array  # [K, F] see ``policy.device_features``
     usable: jax.Array  # [K] bool
     forced: jax.Array  # [K] bool: C2, and can send
-    saving: jax.Array  # [K, J] what sending saves at a price, over the bound [-]
-    offset: jax.Array  # [J] dual value of nothing sent, over the bound [-]
+    base: jax.Array  # [K] bool: a good set, from which duals are counted
+    offset: jax.Array  # [J] its dual value, over the bound [-]
+    turn: jax.Array  # [K, J] what turning a device over adds at a price, over the bound [-]
     least: jax.Array  # [K] t_min / T [-]
     counts: jax.Array  # [] bool: feasible, and sending pays for some device
 
@@ -49,18 +50,24 @@ def make_case(system: System, h: jax.Array) -> Case:
     """Price one channel ``h: [K]``."""
     uplinks, forced = link(system, h), sy.forced(system)
     relaxed = relax(uplinks, forced.astype(h.dtype))
-    grid = price_grid(uplinks, relaxed.log_mu, *GRID)
+    grid = price_grid(uplinks, relaxed.sends, relaxed.log_mu, *GRID)
     counts = jnp.isfinite(relaxed.bound) & (relaxed.bound > 0) & jnp.any(relaxed.offload > 0)
     bound = jnp.where(counts, relaxed.bound, 1.0)
     return Case(
         features=device_features(uplinks, forced, relaxed),
         usable=uplinks.usable,
         forced=forced & uplinks.usable,
-        saving=grid.saving / bound,
+        base=grid.base,
         offset=grid.offset / bound,
+        turn=grid.turn / bound,
         least=jnp.where(uplinks.usable, uplinks.min_time / uplinks.slot, 0.0),
         counts=counts,
     )
+
+
+def turned(offload: jax.Array, case: Case) -> jax.Array:
+    """By how much parts ``[K]`` differ from the base set: ``[K]`` [-]."""
+    return jnp.where(case.base, 1 - offload, offload)
 
 
 def energy(offload: jax.Array, case: Case) -> jax.Array:
@@ -68,7 +75,7 @@ def energy(offload: jax.Array, case: Case) -> jax.Array:
 
     Its gradient is that of the relaxation, minus the savings at the price of the slot.
     """
-    dual = case.offset - offload @ case.saving
+    dual = case.offset + turned(offload, case) @ case.turn
     return jnp.max(dual) + OVERFLOW * jnp.maximum(offload @ case.least - 1, 0.0)
 
 
@@ -79,11 +86,11 @@ def differences(offload: jax.Array, case: Case) -> jax.Array:
         offload: a decision ``[K]``, 0 or 1.
         case: the channel.
     """
-    dual, used = case.offset - offload @ case.saving, offload @ case.least
+    dual, used = case.offset + turned(offload, case) @ case.turn, offload @ case.least
 
     def with_all_at(value: float) -> jax.Array:  # each in turn
         change = value - offload
-        duals = dual[None] - change[:, None] * case.saving
+        duals = dual[None] + jnp.where(case.base, -change, change)[:, None] * case.turn
         return jnp.max(duals, axis=1) + OVERFLOW * jnp.maximum(used + change * case.least - 1, 0.0)
 
     return with_all_at(1.0) - with_all_at(0.0)

@@ -60,36 +60,38 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
     """
     uplinks, forced = link(system, h), sy.forced(system)
     relaxed = relax(uplinks, forced.astype(h.dtype))
-    coarse = price_grid(uplinks, relaxed.log_mu, *COARSE)
+    coarse = price_grid(uplinks, relaxed.sends, relaxed.log_mu, *COARSE)
     sent, kept = side_bounds(coarse, forced, uplinks.usable)
     base = forced | (sent < kept)  # each device on the side that may be cheaper
-    flips = jnp.maximum(sent, kept)  # bounds the decisions in which it leaves that side
-    order = jnp.argsort(flips)
+    leaving = jnp.maximum(sent, kept)  # bounds the decisions in which it leaves that side
+    order = jnp.argsort(leaving)
     unclear, clear = order[: stage.unclear], order[stage.unclear :]
 
-    sets = jnp.asarray(_patterns(len(unclear)))  # [P, n] which of the unclear devices send
+    turns = jnp.asarray(_patterns(len(unclear)))  # [P, n] which of the unclear devices to turn
+    sets = turns ^ coarse.base[unclear][None]  # and so which of them send
     stuck = sets & jnp.isinf(sent[unclear])[None] | ~sets & jnp.isinf(kept[unclear])[None]
-    sending = base.at[unclear].set(False)
+    sending = base.at[unclear].set(coarse.base[unclear])
     least = jnp.where(uplinks.usable, uplinks.min_time, 0.0)
-    # A product: jaxlib 0.10.2 sums sets * least wrongly, github.com/jax-ml/jax/issues/39103
-    used = jnp.sum(jnp.where(sending, least, 0.0)) + _product(sets, least[unclear])
+    more = jnp.where(coarse.base, -least, least)[unclear]
+    # A product: jaxlib 0.10.2 sums turns * more wrongly, github.com/jax-ml/jax/issues/39103
+    used = jnp.sum(jnp.where(sending, least, 0.0)) + _product(turns, more)
     allowed = ~jnp.any(stuck, axis=1) & (used <= uplinks.slot * (1 + FIT_TOLERANCE))
-    bounds = jnp.where(allowed, set_bounds(coarse, base, unclear, sets), jnp.inf)
+    bounds = jnp.where(allowed, set_bounds(coarse, base, unclear, turns), jnp.inf)
     likely = base.at[unclear].set(sets[jnp.argmin(bounds)])
-    dual = coarse.offset - likely.astype(h.dtype) @ coarse.saving
+    dual = coarse.offset + _product(likely ^ coarse.base, coarse.turn)
     _, peak = jax.lax.top_k(dual, 1)  # never computed twice, unlike argmax
-    fine = price_grid(uplinks, coarse.log_mu[peak[0]], *FINE)
-    bounds = jnp.maximum(bounds, set_bounds(fine, base, unclear, sets))
+    fine = price_grid(uplinks, relaxed.sends, coarse.log_mu[peak[0]], *FINE)
+    bounds = jnp.maximum(bounds, set_bounds(fine, base, unclear, turns))
 
     lowest, picked = jax.lax.top_k(-bounds, min(stage.exact + 1, len(sets)))
-    left_out = jnp.min(flips[clear], initial=jnp.inf)
+    left_out = jnp.min(leaving[clear], initial=jnp.inf)
     if len(sets) > stage.exact:
         left_out = jnp.minimum(left_out, -lowest[-1])
         lowest, picked = lowest[:-1], picked[:-1]
     offload = jax.vmap(lambda s: base.at[unclear].set(s))(sets[picked]).astype(h.dtype)
     # Where none of the sets fits, the devices that save most at mu*, as many as fit.
     any_fits = jnp.isfinite(lowest[0])
-    saving = jnp.where(forced, jnp.inf, coarse.saving[:, COARSE[0] // 2])
+    saving = jnp.where(forced, jnp.inf, _saving(coarse)[:, COARSE[0] // 2])
     line = jnp.argsort(-saving)
     fitting = jnp.cumsum(least[line]) <= uplinks.slot
     greedy = forced.at[line].max(fitting & (saving[line] > 0)).astype(h.dtype)
@@ -101,18 +103,18 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
     return finish(uplinks, offload[best], times[best], energies[best], bound)
 
 
-def set_bounds(grid: Grid, base: jax.Array, unclear: jax.Array, sets: jax.Array) -> jax.Array:
+def set_bounds(grid: Grid, base: jax.Array, unclear: jax.Array, turns: jax.Array) -> jax.Array:
     """Bound the energy of sets from below by their best dual value, math note 3b: ``[P]`` [J].
 
     Args:
         grid: dual terms.
         base: set of the devices that are not unclear ``[K]`` bool.
         unclear: indices of the enumerated devices ``[n]``.
-        sets: which of these send, ``[P, n]`` bool.
+        turns: which of these are turned over from the grid's base, ``[P, n]`` bool.
     """
-    saving = grid.saving[unclear]  # [n, J]
-    fixed = jnp.sum(jnp.where(base.at[unclear].set(False)[:, None], grid.saving, 0.0), axis=0)
-    return jnp.max((grid.offset - fixed)[None] - _product(sets, saving), axis=1)
+    turned = (base ^ grid.base).at[unclear].set(False)
+    fixed = grid.offset + jnp.sum(jnp.where(turned[:, None], grid.turn, 0.0), axis=0)
+    return jnp.max(fixed[None] + _product(turns, grid.turn[unclear]), axis=1)
 
 
 def side_bounds(grid: Grid, forced: jax.Array, usable: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -124,10 +126,9 @@ def side_bounds(grid: Grid, forced: jax.Array, usable: jax.Array) -> tuple[jax.A
     Returns:
         The bounds ``[K]`` [J] if the device sends, and if it stays local.
     """
-    chosen = jnp.where(forced[:, None], grid.saving, jnp.maximum(grid.saving, 0.0))
-    least = grid.offset - jnp.sum(chosen, axis=0)  # [J] L(mu)
-    sent = jnp.max(least[None] + jnp.maximum(-grid.saving, 0.0), axis=1)
-    kept = jnp.max(least[None] + jnp.maximum(grid.saving, 0.0), axis=1)
+    least, saving = _least_dual(grid, forced), _saving(grid)
+    sent = jnp.max(least[None] + jnp.maximum(-saving, 0.0), axis=1)
+    kept = jnp.max(least[None] + jnp.maximum(saving, 0.0), axis=1)
     return jnp.where(usable, sent, jnp.inf), jnp.where(forced, jnp.inf, kept)
 
 
@@ -154,15 +155,11 @@ def search(
     forced = np.asarray(sy.forced(system))
     free = np.flatnonzero(p.usable & ~forced)
 
-    def least_dual(grid: Grid) -> np.ndarray:
-        chosen = np.where(forced[:, None], grid.saving, np.maximum(grid.saving, 0))
-        return np.asarray(grid.offset - chosen.sum(axis=0))
-
-    grid = _host_grid(p, _zoom(p, least_dual)[0], COARSE[1])
-    base = forced | (grid.saving[:, len(grid.log_mu) // 2] > 0)
-    least = least_dual(grid)
-    gain = np.where(base[:, None], grid.saving, -grid.saving)
-    leave, stay = np.maximum(gain, 0), np.maximum(-gain, 0)
+    grid = _host_grid(p, _zoom(p, partial(_least_dual, forced=forced))[0], COARSE[1])
+    base = forced | grid.base
+    least = _least_dual(grid, forced)
+    turn = np.where((base ^ grid.base)[:, None], -grid.turn, grid.turn)
+    leave, stay = np.maximum(turn, 0), np.maximum(-turn, 0)
     free = free[np.argsort((least + leave[free]).max(axis=1))]
 
     cut = energy * (1 - tolerance)
@@ -226,21 +223,25 @@ def _host_grid(p: Link, log_mu: float, width: float) -> Grid:
         x = x - (x + np.log(excess) - target) * excess / x
     x = np.minimum(x, p.max_nats[:, None])
     power = (p.weight / p.gain)[:, None] * np.expm1(x)
-    saving = p.local[:, None] - p.load[:, None] / x * (power + np.exp(prices))
+    cost = p.load[:, None] / x * (power + np.exp(prices))
+    saving = p.local[:, None] - cost
     saving = np.where(p.usable[:, None], saving, 0.0)
-    terms: tuple[Any, ...] = (prices, saving, p.local.sum() - np.exp(prices) * p.slot)
+    base = saving[:, len(prices) // 2] > 0
+    spent = np.where(base[:, None], cost, p.local[:, None]).sum(axis=0)
+    turn = np.where(base[:, None], saving, -saving)
+    terms: tuple[Any, ...] = (prices, base, spent - np.exp(prices) * p.slot, turn)
     return Grid(*terms)
 
 
 def _set_dual(chosen: np.ndarray, grid: Grid) -> np.ndarray:
     """Dual values of a set ``[K]`` at a grid's prices: ``[J]`` [J]."""
-    return np.asarray(grid.offset - grid.saving[chosen].sum(axis=0))
+    return np.asarray(grid.offset + grid.turn[chosen ^ grid.base].sum(axis=0))
 
 
 def _zoom(p: Link, dual: Callable[[Grid], np.ndarray]) -> tuple[float, float]:
     """Maximise a concave dual over the price by ever narrower grids: ln mu and the value."""
-    log_mu, width = -5.0, 30.0
-    for _ in range(5):
+    log_mu, width = -30.0, 90.0
+    for _ in range(7):
         grid = _host_grid(p, log_mu, width)
         values = dual(grid)
         best = int(np.argmax(values))
@@ -250,8 +251,20 @@ def _zoom(p: Link, dual: Callable[[Grid], np.ndarray]) -> tuple[float, float]:
     return log_mu, float(values[best])
 
 
+def _least_dual(grid: Grid, forced: Any) -> Any:
+    """L(mu) of math note 3a at a grid's prices, JAX's or NumPy's: ``[J]`` [J]."""
+    must_turn = forced & ~grid.base
+    may_turn = (~forced)[:, None] & (grid.turn < 0)
+    return grid.offset + ((must_turn[:, None] | may_turn) * grid.turn).sum(axis=0)
+
+
+def _saving(grid: Grid) -> jax.Array:
+    """What sending saves at a grid's prices, e - c: ``[K, J]`` [J]."""
+    return jnp.where(grid.base[:, None], grid.turn, -grid.turn)
+
+
 def _product(sets: jax.Array, values: jax.Array) -> jax.Array:
-    """Sum values ``[n, ...]`` over the members of sets ``[P, n]`` bool."""
+    """Sum values ``[n, ...]`` over the members of sets ``[..., n]`` bool."""
     return jnp.matmul(sets.astype(values.dtype), values, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -133,7 +133,7 @@ class GeneralPolicy(struct.PyTreeNode):
         relaxed = relax(uplinks, forced.astype(h.dtype))
         features = device_features(uplinks, forced, relaxed)
         scores = self._scores(features, uplinks.usable)
-        grid = price_grid(uplinks, relaxed.log_mu, *GRID)
+        grid = price_grid(uplinks, relaxed.sends, relaxed.log_mu, *GRID)
         free = uplinks.usable & ~forced
         line = jnp.argsort(-jnp.where(free, scores, -jnp.inf))
         best, time, energy = best_head(uplinks, grid, forced, line, exact=1)

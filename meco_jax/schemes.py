@@ -107,7 +107,7 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
         uplinks.usable, uplinks.local - priced_cost(uplinks, relaxed.log_mu), -jnp.inf
     )
     group = jnp.where(forced, 0, jnp.where(offload > 0.5, 1, 2))
-    grid = price_grid(uplinks, relaxed.log_mu, *GRID)
+    grid = price_grid(uplinks, relaxed.sends, relaxed.log_mu, *GRID)
     best, _, _ = best_head(uplinks, grid, forced, jnp.lexsort((-saved, group)), EXACT)
     changes = jnp.logical_xor(best[None], jnp.eye(h.shape[-1], dtype=bool))
     changes = jnp.where((uplinks.usable & ~forced)[None], changes, best[None])
@@ -144,11 +144,12 @@ def cheapest(
     The grid's dual values, math note 3b, tell the ``exact`` ones that are worth an exact
     allocation. The energy is infinite if none fits.
     """
-    saved = jnp.matmul(sets.astype(grid.saving.dtype), grid.saving, precision=HIGHEST)
-    bounds = jnp.max(grid.offset[None] - saved, axis=1)
+    turned = (sets ^ grid.base[None]).astype(grid.turn.dtype)
+    duals = grid.offset[None] + jnp.matmul(turned, grid.turn, precision=HIGHEST)
+    bounds = jnp.max(duals, axis=1)
     bounds = jnp.where(jax.vmap(partial(fits, uplinks))(sets), bounds, jnp.inf)
     _, likely = jax.lax.top_k(-bounds, min(exact, len(sets)))
-    few = jnp.concatenate([sets[likely], known[None]]).astype(grid.saving.dtype)
+    few = jnp.concatenate([sets[likely], known[None]]).astype(grid.turn.dtype)
     energies, times = jax.vmap(partial(set_energy, uplinks))(few)
     best = jnp.argmin(energies)
     return few[best] > 0, times[best], energies[best]

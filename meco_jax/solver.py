@@ -7,8 +7,9 @@ the one-channel functions over batches.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ from meco_jax.system import ArrayLike, System
 
 CHUNK_BYTES = 2**29  # working memory of a batch
 DEVICE_MULTIPLE = 8  # K is padded to a multiple of it
+BLOCKS = tuple(2**n for n in range(14))  # channels at once, on the host
+FEW = 1, 8, 64  # of the later stages of the optimum
 METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
     "mcos": schemes.mcos,
     "mcos_partial": schemes.mcos_partial,
@@ -86,9 +89,19 @@ def solve(
             f"got one trained for {policy.system.num_devices}"
         )
     sy.require("tolerance", tolerance, 0.0, included=False)
-    if method == "optimal" and not _is_traced(h, system):
-        return _escalate(h, system, _solve(h, system, None, method, optimal.STAGES[0]), tolerance)
-    return _solve(h, system, policy if method == "bcos" else None, method, effort=effort)
+    own = policy if method == "bcos" else None
+    if _is_traced(h, system) or _stays_on_device(h, method):
+        return _solve(h, system, own, method, effort=effort)
+    multiple = 1 if isinstance(own, Policy) else DEVICE_MULTIPLE
+    if not _batch_shape(system, h):
+        found = _solve_one(h, system, own, method, effort, -h.shape[-1] % multiple)
+        if method != "optimal" or not found.energy - found.lower_bound > tolerance * found.energy:
+            return found
+    rows = _Rows(h, system, multiple)
+    found = rows.solve(np.arange(rows.number), own, method, optimal.STAGES[0], effort)
+    if method == "optimal":
+        _escalate(rows, found, tolerance)
+    return rows.unpack(found)
 
 
 @partial(jax.jit, static_argnames=("method", "stage", "effort"))
@@ -112,68 +125,134 @@ def _solve(
     return map_channels(_checked(function), system, h)
 
 
-def _escalate(h: jax.Array, system: System, first: Solution, tolerance: float) -> Solution:
-    """Send the channels whose gap is open to larger stages, and the last ones to the host."""
+class _Rows:
+    """Channels ``[N]`` with all fields of their systems, on the host, to be taken in blocks.
 
-    def still_open(best: Solution) -> np.ndarray:
-        energy, bound = np.asarray(best.energy), np.asarray(best.lower_bound)
+    Blocks are padded to few shapes, so that many numbers of channels and devices share a
+    compiled program: ``BLOCKS`` of channels, a multiple of ``DEVICE_MULTIPLE`` devices.
+    """
+
+    def __init__(self, h: jax.Array, system: System, multiple: int) -> None:
+        self.batch, self.num_devices = _batch_shape(system, h), h.shape[-1]
+        self.number = math.prod(self.batch)
+        missing = -self.num_devices % multiple
+
+        def spread(leaf: ArrayLike, rank: int) -> np.ndarray:
+            leaf = _pad(leaf, self.num_devices, missing) if rank else np.asarray(leaf)
+            tail = leaf.shape[max(leaf.ndim - rank, 0) :]
+            return np.broadcast_to(leaf, (self.batch or (1,)) + tail)  # a view
+
+        self._gains = spread(h, 1)
+        self._fields = {n: spread(getattr(system, n), rank) for n, rank in _RANKS.items()}
+
+    def take(self, places: np.ndarray) -> tuple[np.ndarray, System]:
+        """Take channels by their places in the flattened batch."""
+        index = np.unravel_index(places, self.batch or (1,))
+        return self._gains[index], System(**{n: leaf[index] for n, leaf in self._fields.items()})
+
+    def solve(
+        self,
+        places: np.ndarray,
+        policy: Policy | GeneralPolicy | None,
+        method: str,
+        stage: optimal.Stage,
+        effort: int = 0,
+    ) -> Solution:
+        """Solve channels block by block: a ``Solution`` of writable NumPy arrays."""
+        sizes = BLOCKS if stage is optimal.STAGES[0] else FEW
+        blocks = [places[start : start + sizes[-1]] for start in range(0, len(places), sizes[-1])]
+        found = []
+        for block in blocks:
+            size = next(size for size in sizes if size >= len(block))
+            padded = self.take(np.resize(block, size))
+            found.append(_solve(*padded, policy, method, stage, effort))
+
+        def join(*leaves: jax.Array) -> np.ndarray:
+            return np.concatenate([np.asarray(x)[: len(b)] for x, b in zip(leaves, blocks)])
+
+        return jax.tree.map(join, *found)
+
+    def unpack(self, found: Solution) -> Solution:
+        """Give a ``Solution`` of all channels its batch shape and its own devices."""
+
+        def leaf(x: np.ndarray) -> jax.Array:  # [N] or [N, padded K]
+            x = x[:, : self.num_devices] if x.ndim > 1 else x
+            return jnp.asarray(x.reshape(self.batch + x.shape[1:]))
+
+        return jax.tree.map(leaf, found)
+
+
+def _solve_one(
+    h: jax.Array,
+    system: System,
+    policy: Policy | GeneralPolicy | None,
+    method: str,
+    effort: int,
+    missing: int,
+) -> Solution:
+    """Solve one channel ``[K]`` as ``_Rows`` does, padded by ``missing`` devices, but quicker."""
+    number = h.shape[-1]
+    if missing:
+        padded = {name: _pad(getattr(system, name), number, missing) for name in sy.PER_DEVICE}
+        h, system = _pad(h, number, missing), system.replace(**padded)
+    found = _solve(h, system, policy, method, optimal.STAGES[0], effort)
+    if missing:
+        found = _cut(found, number)
+    return found
+
+
+@partial(jax.jit, static_argnames="number")
+def _cut(found: Solution, number: int) -> Solution:
+    """Take ``number`` devices of a channel's ``Solution``."""
+    return jax.tree.map(lambda x: x[:number] if x.ndim else x, found)
+
+
+def _pad(leaf: ArrayLike, number: int, missing: int) -> Any:
+    """Append ``missing`` zeros to ``[..., K]`` on the host."""
+    leaf = np.asarray(leaf)
+    padded = np.zeros((*leaf.shape[:-1], number + missing), leaf.dtype)
+    padded[..., :number] = leaf
+    return padded
+
+
+def _escalate(rows: _Rows, best: Solution, tolerance: float) -> None:
+    """Send the channels whose gap is open to larger stages, and the last ones to the host.
+
+    Args:
+        rows: all channels.
+        best: what is known of them, improved in place.
+        tolerance: relative gap that is good enough [-].
+    """
+
+    def still_open() -> np.ndarray:
         with np.errstate(invalid="ignore"):  # inf - inf where nothing is feasible
-            return np.flatnonzero(energy - bound > tolerance * energy)
-
-    if not len(still_open(first)):
-        return first
-    batch = first.energy.shape
-    best = jax.tree.map(lambda x: np.array(x).reshape(-1, *x.shape[len(batch) :]), first)
+            return np.flatnonzero(best.energy - best.lower_bound > tolerance * best.energy)
 
     def put(places: np.ndarray, solutions: Solution) -> None:
         for old, new in zip(jax.tree.leaves(best), jax.tree.leaves(solutions)):
-            old[places] = np.asarray(new)[: len(places)]
+            old[places] = new
 
-    rows = _rows(h, system, batch)
     for stage in optimal.STAGES[1:]:
-        for places, padded in _blocks(still_open(best)):
-            put(places, _solve(*rows(padded), None, "optimal", stage))
-    for place in still_open(best):
-        (gains,), systems = rows(np.array([place]))
+        places = still_open()
+        if len(places):
+            put(places, rows.solve(places, None, "optimal", stage))
+    for place in still_open():
+        gains, systems = rows.take(np.array([place]))
         one = System(**{name: getattr(systems, name)[0] for name in _RANKS})
         known = jax.tree.map(lambda x, i=place: x[i], best)
-        decision, bound = optimal.search(one, gains, float(known.energy), tolerance / 2)
+        decision, bound = optimal.search(one, gains[0], float(known.energy), tolerance / 2)
         if decision is not None:
-            known = _allocate(one, gains, decision)
+            known = _allocate(one, gains[0], decision)
         known = known.replace(lower_bound=np.clip(bound, known.lower_bound, known.energy))
-        put(np.array([place]), jax.tree.map(lambda x: np.asarray(x)[None], known))
-    return jax.tree.map(lambda x: jnp.asarray(x.reshape(batch + x.shape[1:])), best)
+        put(np.array([place]), known)
 
 
 _allocate = jax.jit(allocate)
 
 
-def _rows(
-    h: jax.Array, system: System, batch: tuple[int, ...]
-) -> Callable[[np.ndarray], tuple[np.ndarray, System]]:
-    """Return a function that takes channels ``[N]`` by their places in the flattened batch."""
-    batch = batch or (1,)
-
-    def spread(leaf: ArrayLike, rank: int) -> np.ndarray:
-        tail = np.shape(leaf)[max(np.ndim(leaf) - rank, 0) :]
-        return np.broadcast_to(leaf, batch + tail)  # a view
-
-    gains = spread(h, 1)
-    fields = {name: spread(getattr(system, name), rank) for name, rank in _RANKS.items()}
-
-    def take(places: np.ndarray) -> tuple[np.ndarray, System]:
-        index = np.unravel_index(places, batch)
-        return gains[index], System(**{name: leaf[index] for name, leaf in fields.items()})
-
-    return take
-
-
-def _blocks(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cut places into blocks of few shapes, for few compiles: each as it is and padded."""
-    sizes = (1, 8, 64) if jax.default_backend() == "cpu" else (64, 1024)
-    for start in range(0, len(places), sizes[-1]):
-        block = places[start : start + sizes[-1]]
-        yield block, np.resize(block, next(size for size in sizes if size >= len(block)))
+def _stays_on_device(h: jax.Array, method: str) -> bool:
+    """Whether moving gains to the host and back costs more than a program for their shape."""
+    return isinstance(h, jax.Array) and jax.default_backend() != "cpu" and method != "optimal"
 
 
 def _checked(function: Callable[..., Solution]) -> Callable[..., Solution]:

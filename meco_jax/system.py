@@ -180,7 +180,10 @@ def required_ratio(system: System) -> jax.Array:
     """Part of a task that must be offloaded, m^+ = max(0, 1 - f T / (C B)), (15): ``[K]`` [-]."""
     time = local_time(system)
     late = forced(system)
-    return jnp.where(late, 1 - system.slot / jnp.where(late, time, 1.0), 0.0)
+    ratio = 1 - system.slot / jnp.where(late, time, 1.0)
+    # Rounded up: what stays, 1 - m, must be done in time even where it is tiny.
+    ratio += jax.lax.stop_gradient(jnp.nextafter(ratio, jnp.ones_like(ratio)) - ratio)
+    return jnp.where(late, ratio, 0.0)
 
 
 def forced(system: System) -> jax.Array:

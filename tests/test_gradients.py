@@ -71,7 +71,7 @@ def test_a_sure_and_wrong_device_still_learns():
 def test_sampled_gradient_is_unbiased(case):
     """Its mean is the gradient of the mean energy over all decisions, summed exactly."""
     case, _ = case
-    case = case._replace(offset=case.offset / 1e3, saving=case.saving / 1e3, least=0 * case.least)
+    case = case._replace(offset=case.offset / 1e3, turn=case.turn / 1e3, least=0 * case.least)
     scores = jnp.array([0.3, -0.5, 0.1, 0.8, -0.2])
     sets = (np.arange(32)[:, None] >> np.arange(5)) % 2
     sets = jnp.where(case.free[None], sets, case.forced[None]).astype(jnp.float32)
