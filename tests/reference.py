@@ -29,11 +29,30 @@ def instance(task_bits, cycles_per_bit, cpu_hz, weight, h, slot, log_base, physi
     )  # fmt: skip
 
 
+def of_system(system, h):
+    """The coefficients of one channel of a ``System`` with fields ``[K]`` and ``[]``."""
+    real = np.asarray(system.active) & (np.asarray(system.task_bits) > 0)
+    names = ("task_bits", "cycles_per_bit", "cpu_hz", "weight")
+    arrays = {name: np.asarray(getattr(system, name), np.float64)[real] for name in names}
+    physics = SimpleNamespace(**{name: np.float64(getattr(system, name)) for name in vars(TABLE1)})
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return instance(
+            **arrays, h=np.asarray(h)[real], slot=np.float64(system.slot),
+            log_base=np.float64(system.log_base), physics=physics,
+        )  # fmt: skip
+
+
 def nats_at(price, p):
     """x with e^x (x - 1) + 1 = price g / beta by SciPy's Lambert function, capped at x_max."""
-    branch = -np.exp(-1) + 1e-16  # below it the function is complex
-    x = 1 + lambertw(np.maximum((price * p.gain / p.beta - 1) / np.e, branch)).real
-    return np.clip(x, 1e-12, p.max_nats)
+    y = price * p.gain / p.beta
+    large = 1 + lambertw(np.maximum(y - 1, -0.999) / np.e).real
+    small = np.sqrt(2 * np.minimum(y, 0.01))  # Newton on the series x^2 / 2 + x^3 / 3 + ...
+    for _ in range(5):
+        series = small**2 * (
+            1 / 2 + small * (1 / 3 + small * (1 / 8 + small * (1 / 30 + small / 144)))
+        )
+        small = small - (series - np.minimum(y, 0.01)) / np.maximum(small * np.exp(small), 1e-300)
+    return np.minimum(np.where(y < 0.01, small, large), p.max_nats)
 
 
 def allocate(p, offload):
@@ -51,7 +70,7 @@ def allocate(p, offload):
     def excess_time(log_price):
         return np.sum(offload[s] * q.load / nats_at(np.exp(log_price), q)) - p.slot
 
-    low, high = -50.0, 25.0
+    low, high = -250.0, 100.0
     log_price = high if excess_time(high) >= 0 else brentq(excess_time, low, high, xtol=1e-13)
     nats = nats_at(np.exp(log_price), q)
     time, power = zeros.copy(), zeros.copy()
