@@ -7,11 +7,13 @@ import importlib.metadata
 import io
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -152,6 +154,21 @@ def clock(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, tupl
             jax.block_until_ready(run())
             seconds[name].append(time.perf_counter() - began)
     return {name: (times[0], min(times[1:])) for name, times in seconds.items()}
+
+
+def alone(
+    function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None
+) -> Any:
+    """Call a function in a new process, whose environment may differ."""
+    before = dict(os.environ)
+    os.environ.update(environment or {})
+    try:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(function, *arguments).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 class Bar:

@@ -10,11 +10,8 @@ for example
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +56,7 @@ def main(argv: list[str]) -> None:
         for number in numbers:
             for method, size in (("lax.map", 1), ("vmap", number)):
                 place = FLAGS.num_devices, number, size, config
-                rows.append({"method": method, "lanes": number, **alone(measure, *place)})
+                rows.append({"method": method, "lanes": number, **common.alone(measure, *place)})
             common.write_csv(folder / "results.csv", rows)
             bar.advance(1, f"{number} lanes")
         ratios = compare(config.replace(epochs=FLAGS.ratio_epochs, chunk_epochs=1))
@@ -74,13 +71,6 @@ def main(argv: list[str]) -> None:
         print(f"{r['lanes']:4} lanes, {r['steps']:5} steps, one call {r['one_call_s']:7.1f} s, "
               f"separate calls {r['separate_calls_s']:7.1f} s, {r['ratio']:.1f} times, "
               f"of CPU time {r['cpu_ratio']:.1f} times")  # fmt: skip
-
-
-def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a new process."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def measure(num_devices: int, number: int, size: int, config: TrainConfig) -> dict[str, float]:
@@ -103,9 +93,9 @@ def compare(config: TrainConfig) -> list[dict[str, float]]:
         "seed": list(range(FLAGS.ratio_seeds)),
     }
     lanes = make_grid(axes)
-    together = alone(progress, lanes, config)
+    together = common.alone(progress, lanes, config)
     singles = [make_grid({name: [value] for name, value in p.items()}) for p in lanes.points]
-    separate = alone(progress_apart, singles, config)
+    separate = common.alone(progress_apart, singles, config)
     steps = config.steps_per_epoch * (1 + np.arange(config.epochs))
     shown = [i for i in range(config.epochs) if i + 1 in (1, 2, 5, 10, 20, 50, config.epochs)]
     return [
