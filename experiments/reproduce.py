@@ -95,7 +95,25 @@ def main(argv: list[str]) -> None:
     """Check part by part; each one's findings are in the csv at once."""
     common.begin(argv)
     started, folder = time.time(), common.prepare()
-    readme, tables = Path(FLAGS.readme).read_text(), Path(FLAGS.tables)
+    try:
+        findings = find(folder)
+    except KeyboardInterrupt:
+        common.stop(
+            f"interrupted; the same command goes on from the finished runs in {folder}", 130
+        )
+    report(findings)
+    bad = sum(not each["holds"] for each in findings)
+    common.write_run(folder / "run.json", started, checks=len(findings), failed=bad)
+    print(f"{len(findings) - bad} of {len(findings)} hold; wrote {folder}")
+    sys.exit(bad > 0)
+
+
+def find(folder: Path) -> list[Row]:
+    """Check all parts that are asked for."""
+    try:
+        readme, tables = Path(FLAGS.readme).read_text(), Path(FLAGS.tables)
+    except OSError as error:
+        common.stop(f"--readme={FLAGS.readme} cannot be read: {error.strerror}")
     findings: list[Row] = []
     with common.Bar(len(FLAGS.only)) as bar:
         for part in FLAGS.only:
@@ -107,11 +125,7 @@ def main(argv: list[str]) -> None:
             findings += [{"part": part, **each._asdict()} for each in found]
             common.write_csv(folder / "reproduce.csv", findings)
             bar.advance(1, part)
-    report(findings)
-    bad = sum(not each["holds"] for each in findings)
-    common.write_run(folder / "run.json", started, checks=len(findings), failed=bad)
-    print(f"{len(findings) - bad} of {len(findings)} hold; wrote {folder}")
-    sys.exit(bad > 0)
+    return findings
 
 
 def report(findings: list[Row]) -> None:
