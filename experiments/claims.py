@@ -18,7 +18,7 @@ from absl import app, flags
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "tables", "experiments/figures",
-    "folder with figure4.csv, figure5.csv and figure6.csv, the results.csv of the three runs",
+    "folder with figure4.csv, figure5.csv, ..., the results.csv of the runs",
 )  # fmt: skip
 SIDES = {"optima": ("optimal", "pcos"), "networks": ("bcos_raw", "pcos_learned")}
 Claim = tuple[str, str, bool, str]  # sentence, side, verdict, what was measured

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -75,8 +75,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy | GeneralPolicy:
 def pretrained() -> GeneralPolicy:
     """Return the general policy that is shipped with the package, which ``solve`` uses."""
     policy = load_policy(Path(__file__).parent / PRETRAINED)
-    assert isinstance(policy, GeneralPolicy)
-    return jax.device_put(policy)
+    return jax.device_put(cast(GeneralPolicy, policy))
 
 
 def _settings(policy: Policy | GeneralPolicy) -> dict[str, Any]:

@@ -1,0 +1,352 @@
+"""What README quotes, written anew from the committed csv: tables cell by cell, and sentences."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import claims
+import common
+import numpy as np
+
+Rows = list[dict[str, Any]]
+Lines = list[list[str]]  # cells, the header first
+Finding = tuple[str, str, str, str, bool]  # what, README's, the csv's, tolerance, verdict
+DIGITS = "the digits printed"
+
+
+def check(part: str, readme: str, folder: Path) -> Iterator[Finding]:
+    """Check the "tables" or the "prose" of README against the csv in a folder."""
+    if part == "tables":
+        for names, write in TABLES:
+            marker = TO_COME.get(names[0], "")
+            if marker and f"\n{marker}\n" in readme:
+                yield f"{names[0]}.csv: its table is still to come", marker, "", DIGITS, True
+            else:
+                tables = [common.read_csv(folder / f"{name}.csv") for name in names]
+                yield from check_table(", ".join(names), write(*tables), readme)
+    else:
+        words = " ".join(readme.split())
+        for name, pattern, quote in PROSE:
+            wanted = quote(common.read_csv(folder / f"{name}.csv"))
+            match = re.search(pattern, words)
+            found = match.groups() if match else ("not found",)
+            what = f"{name}.csv: {pattern.replace('|', '/')}"
+            yield what, ", ".join(found), ", ".join(wanted), DIGITS, found == wanted
+
+
+def check_table(name: str, wanted: Lines, readme: str) -> Iterator[Finding]:
+    """Compare one table: a finding for each cell that differs, and one for the whole."""
+    found = find_table(readme, wanted[0])
+    mine, true = (f"{len(t)} lines of {len(t[0]) if t else 0}" for t in (found, wanted))
+    if [len(line) for line in found] != [len(line) for line in wanted]:
+        yield f"{name}: size of the table", mine, true, DIGITS, False
+        return
+    wrong = [
+        (f"{name}: row {values[0]!r}, column {column!r}", cell, value, DIGITS, False)
+        for cells, values in zip(found, wanted)
+        for column, cell, value in zip(wanted[0], cells, values)
+        if cell != value
+    ]
+    yield from wrong
+    yield f"{name}: the whole table", mine, true, DIGITS, not wrong
+
+
+def find_table(readme: str, header: list[str]) -> Lines:
+    """Find the table whose header starts with the same two cells: its cells, or nothing."""
+    lines = readme.splitlines()
+    start = "| " + " | ".join(header[:2]) + " |"
+    first = next((i for i, line in enumerate(lines) if line.startswith(start)), len(lines))
+    last = first
+    while last < len(lines) and lines[last].startswith("|"):
+        last += 1
+    table = [line.strip("|").split("|") for line in lines[first:last]]
+    return [[cell.strip() for cell in line] for line in table[:1] + table[2:]]
+
+
+def number(value: float) -> str:
+    """Write a number with two digits, or all before the point."""
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+
+
+def energy_over(rows: Rows, axis: str = "num_devices") -> Callable[[str, str], np.ndarray]:
+    """Return a function of two schemes: energy of the one over the other's, along an axis."""
+    energy = claims.means(rows, axis, "energy_mean_j")
+    return lambda scheme, other: energy[scheme] / energy[other]
+
+
+def figure4(rows: Rows) -> Lines:
+    """Write the table of Figure 4: means over seeds."""
+    over = energy_over(rows)
+    optimum = claims.means(rows, "num_devices", "energy_mean_j")["optimal"]
+    on_time = claims.means(rows, "num_devices", "deadline_met_fraction")
+    infeasible = claims.means(rows, "num_devices", "infeasible_fraction")["optimal"]
+    lines: dict[str, tuple[Any, str]] = {
+        "K": (sorted({row["num_devices"] for row in rows}), "{:g}"),
+        "optimum of P1, certified [J]": (optimum, "{:.4f}"),
+        "lower bound over optimum [%]": (over("lower_bound", "optimal") - 1, "{:+.1%}"),
+        "optimal PCOS over optimum [%]": (over("pcos", "optimal") - 1, "{:+.1%}"),
+        "learned PCOS over optimal PCOS [%]": (over("pcos_learned", "pcos") - 1, "{:+.1%}"),
+        "BCOS, made feasible, over optimum [%]": (over("bcos", "optimal") - 1, "{:+.1%}"),
+        "BCOS, made feasible, over lower bound [%]": (over("bcos", "lower_bound") - 1, "{:+.1%}"),
+        "BCOS, raw network, over optimum [%]": (over("bcos_raw", "optimal") - 1, "{:+.0%}"),
+        "MCOS over optimum [times]": (over("mcos", "optimal"), "{:.0f}"),
+        "raw BCOS within the deadline [%]": (on_time["bcos_raw"], "{:.1%}"),
+        "learned PCOS within the deadline [%]": (on_time["pcos_learned"], "{:.1%}"),
+        "infeasible channels [%]": (infeasible, "{:.2%}"),
+    }
+    return [[title, *(form.format(value).strip("%") for value in values)]
+            for title, (values, form) in lines.items()]  # fmt: skip
+
+
+def paper(*tables: Rows) -> Lines:
+    """Write the lines of claims.py."""
+    lines = [["figure", "the paper says", "checked on", "holds", "measured"]]
+    for figure, rows in zip((4, 5, 6), tables):
+        judge = {4: claims.figure4, 5: claims.figure5, 6: claims.figure6}[figure]
+        for sentence, side, verdict, measured in judge(rows):
+            lines.append([str(figure), sentence, side, "yes" if verdict else "no", measured])
+    return lines
+
+
+def frontier(rows: Rows) -> Lines:
+    """Write gap against speed: a line a method."""
+    devices = list(dict.fromkeys(row["num_devices"] for row in rows))
+    header = ["method"]
+    for k in devices:
+        header += [f"K = {k:g}: mean, worst gap [%]", "channels/s", "p50, p99 [us]"]
+    lines = [header]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = [method]
+        for r in (row for row in rows if row["method"] == method):
+            gaps = [100 * r[name] for name in ("gap_mean", "gap_worst")]
+            cells += [
+                ", ".join(number(gap) if gap > 1e-4 else "0" for gap in gaps),
+                number(r["channels_per_second"]),
+                f"{r['p50_us']:.0f}, {r['p99_us']:.0f}",
+            ]
+        lines.append(cells)
+    return lines
+
+
+def certify(rows: Rows) -> Lines:
+    """Write the rows that one stage does not certify whole."""
+    header = ["K", "b", "T [s]", "feasible [%]", "certified by one stage [%]", "by `solve` [%]",
+              "equal to the true optimum [%]", "worst gap"]  # fmt: skip
+    shares = "certified_one_stage", "certified", "optimal_fraction"
+    return [header] + [
+        [f"{r['num_devices']:g}", f"{r['log_base']:.3g}", f"{r['slot']:g}",
+         f"{100 * r['feasible_fraction']:.1f}", *(f"{100 * r[name]:.2f}" for name in shares),
+         f"{r['gap_worst']:.2g}"] for r in rows if r["certified_one_stage"] < 1
+    ]  # fmt: skip
+
+
+def scale(rows: Rows) -> Lines:
+    """Write time, memory and gap: a column a K."""
+    return [
+        ["K", *(f"{r['num_devices']:g}" for r in rows)],
+        ["time a channel [ms]", *(number(r["us_per_channel"] / 1e3) for r in rows)],
+        ["working memory a channel [kB]", *(f"{r['bytes_per_channel'] / 1e3:.0f}" for r in rows)],
+        ["peak of the process [MB]", *(f"{r['process_peak_mb']:.0f}" for r in rows)],
+        ["proven gap, mean", *(f"{r['gap_mean']:.0e}" for r in rows)],
+        ["proven gap, worst", *(f"{r['gap_worst']:.0e}" for r in rows)],
+    ]
+
+
+def policy(rows: Rows) -> Lines:
+    """Write the policy's gaps as evaluate_policy.py does: mean, largest row mean, worst."""
+    names = [name.removesuffix("_gap_mean") for name in rows[0] if name.endswith("_gap_mean")]
+    lines = [["K", *(name.replace("_", " ") for name in names)]]
+    for k in dict.fromkeys(row["num_devices"] for row in rows):
+        few = [row for row in rows if row["num_devices"] == k]
+        cells = [f"{k:g}"]
+        for name in names:
+            means, worst = ([100 * r[f"{name}_gap_{n}"] for r in few] for n in ("mean", "worst"))
+            three = np.nanmean(means), np.nanmax(means), np.nanmax(worst)
+            cells.append(", ".join(f"{value:.2g}" for value in three))
+        lines.append(cells)
+    return lines
+
+
+def gradients(rows: Rows) -> Lines:
+    """Write the ways to learn a decision as gradients.py does."""
+    lines = [["way", "gap [%]", "worst cell [%]", "worst channel [%]", "within the deadline [%]",
+              "steps to twice the final gap", "rate"]]  # fmt: skip
+    for way in dict.fromkeys(row["method"] for row in rows):
+        few = [row for row in rows if row["method"] == way]
+        mean = {name: 100 * np.mean([r[name] for r in few]) for name in
+                ("gap_mean", "gap_ci95", "within_deadline")}  # fmt: skip
+        cell, channel = (100 * max(r[name] for r in few) for name in ("gap_mean", "gap_worst"))
+        lines.append([
+            way, f"{mean['gap_mean']:.2f} ± {mean['gap_ci95']:.2f}", f"{cell:.2f}",
+            f"{channel:.0f}", f"{mean['within_deadline']:.1f}", f"{few[0]['steps_to_twice']:.0f}",
+            f"{few[0]['learning_rate']:g}",
+        ])  # fmt: skip
+    return lines
+
+
+TABLES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
+    (("figure4",), figure4),
+    (("figure4", "figure5", "figure6"), paper),
+    (("frontier",), frontier),
+    (("certify",), certify),
+    (("scale",), scale),
+    (("policy",), policy),
+    (("gradients",), gradients),
+]
+TO_COME = {"policy": "GAPS", "gradients": "GRADIENTS"}  # lines of README that tables will replace
+
+
+def times_mcos(rows: Rows) -> tuple[str, ...]:
+    """Least and most that MCOS spends over the optimum."""
+    times = energy_over(rows)("mcos", "optimal")
+    return f"{times.min():.0f}", f"{times.max():.0f}"
+
+
+def gaps_of_bcos(rows: Rows) -> tuple[str, ...]:
+    """Percent of BCOS above the optimum up to K = 14, rounded up, and at K = 20."""
+    gap = 100 * (energy_over(rows)("bcos", "optimal") - 1)
+    devices = np.array(sorted({row["num_devices"] for row in rows}))
+    return f"{math.ceil(gap[devices <= 14].max())}", f"{gap[devices == 20][0]:.1f}"
+
+
+def raw_bcos(rows: Rows) -> tuple[str, ...]:
+    """Most that the raw network pays, and the share it sends late at K = 20 [%]."""
+    over = 100 * (energy_over(rows)("bcos_raw", "optimal") - 1)
+    on_time = claims.means(rows, "num_devices", "deadline_met_fraction")["bcos_raw"][-1]
+    return f"{over.max():.0f}", f"{100 * (1 - on_time):.0f}"
+
+
+def learned_pcos(rows: Rows) -> tuple[str, ...]:
+    """Least and most that learned PCOS spends over optimal PCOS, and what is late, in words."""
+    over = 100 * (energy_over(rows)("pcos_learned", "pcos") - 1)
+    late = 1 - claims.means(rows, "num_devices", "deadline_met_fraction")["pcos_learned"][-1]
+    return f"{over.min():.0f}", f"{over.max():.0f}", in_words(late)
+
+
+def in_words(share: float) -> str:
+    """Write a share to the nearest word."""
+    words = {0.1: "a tenth", 0.25: "a quarter", 1 / 3: "a third", 0.5: "half"}
+    return words[min(words, key=lambda value: abs(value - share))]
+
+
+def own_slope(rows: Rows) -> tuple[str, ...]:
+    """BCOS at K = 20: raw over the optimum, on time, made feasible over the optimum [%]."""
+    over = energy_over(rows)
+    on_time = claims.means(rows, "num_devices", "deadline_met_fraction")["bcos_raw"][-1]
+    raw, made = (100 * (over(name, "optimal")[-1] - 1) for name in ("bcos_raw", "bcos"))
+    return f"{raw:.0f}", f"{100 * on_time:.1f}", f"{made:.1f}"
+
+
+def along_slots(rows: Rows) -> tuple[str, ...]:
+    """Optimum over PCOS at most; T from which it is within 1 %; BCOS over optimum at most."""
+    over = energy_over(rows, "slot")
+    gap = 100 * (over("optimal", "pcos") - 1)
+    slots = sorted({row["slot"] for row in rows})
+    last = max(i for i, value in enumerate(gap) if value >= 1)
+    made = 100 * (over("bcos", "optimal").max() - 1)
+    return f"{gap.max():.0f}", f"{slots[last + 1]:g}", f"{math.ceil(made)}"
+
+
+def loose_networks(rows: Rows) -> tuple[str, ...]:
+    """Raw networks over the optima from T = 0.9 s on, to tens of percent."""
+    over = energy_over(rows, "slot")
+    loose = np.array(sorted({row["slot"] for row in rows})) >= 0.9
+    both = np.concatenate([over(*pair)[loose] for pair in
+                           (("bcos_raw", "optimal"), ("pcos_learned", "pcos"))])  # fmt: skip
+    return tuple(f"{10 * round(10 * (value - 1))}" for value in (both.min(), both.max()))
+
+
+def late(rows: Rows) -> tuple[str, ...]:
+    """Late answers of raw BCOS and of learned PCOS [%]."""
+    on_time = claims.means(rows, "slot", "deadline_met_fraction")
+    bcos, pcos = (100 * (1 - on_time[name][0]) for name in ("bcos_raw", "pcos_learned"))
+    return f"{bcos:.1f}", f"{pcos:.1f}"
+
+
+def lanes(rows: Rows) -> tuple[str, ...]:
+    """Numbers of K, of T and of seeds."""
+    return tuple(str(len({row[name] for row in rows})) for name in ("num_devices", "slot", "seed"))
+
+
+def plane_gaps(rows: Rows) -> tuple[str, ...]:
+    """Largest mean gap of BCOS from T = 0.6 s on, rounded up, and over the plane [%]."""
+    cells: dict[tuple[float, float], list[float]] = {}
+    for row in rows:
+        if row["scheme"] == "bcos":
+            place = row["slot"], row["num_devices"]
+            cells.setdefault(place, []).append(100 * row["gap_to_optimum_mean"])
+    gaps = {place: np.nanmean(values) for place, values in cells.items()}
+    loose = max(gap for (slot, _), gap in gaps.items() if slot >= 0.6)
+    return f"{math.ceil(loose)}", f"{max(gaps.values()):.0f}"
+
+
+def speedups(method: str, rows: Rows) -> tuple[str, ...]:
+    """How many times faster ``solve`` is than a method, at K = 14 and 20."""
+    rate = {(r["num_devices"], r["method"]): r["channels_per_second"] for r in rows}
+    return tuple(f"{rate[k, 'solve, certified'] / rate[k, method]:.0f}" for k in (14, 20))
+
+
+def latency(rows: Rows) -> tuple[str, ...]:
+    """Milliseconds that ``solve`` takes for one channel alone, the median at K = 14."""
+    few = [r for r in rows if r["method"] == "solve, certified" and r["num_devices"] == 14]
+    return (f"{few[0]['p50_us'] / 1e3:.1f}",)
+
+
+def certified(rows: Rows) -> tuple[str, ...]:
+    """Feasible and all channels, and the least share that is certified [%]."""
+    feasible = sum(round(row["channels"] * row["feasible_fraction"]) for row in rows)
+    least = min(row["certified"] for row in rows if row["certified"] == row["certified"])
+    return str(feasible), f"{sum(row['channels'] for row in rows):.0f}", f"{100 * least:g}"
+
+
+def growth(rows: Rows) -> tuple[str, ...]:
+    """Write the slope of ln time over ln K."""
+    return (f"{slope(rows):.2f}",)
+
+
+def slope(rows: Rows) -> float:
+    """Fit ln time over ln K."""
+    sizes, times = (np.log([r[name] for r in rows]) for name in ("num_devices", "us_per_channel"))
+    return float(np.polyfit(sizes, times, 1)[0])
+
+
+def late_on_noise(rows: Rows) -> tuple[str, ...]:
+    """Late channels without back-off, in words, and the estimation errors [%]."""
+    errors = [100 * row["error"] for row in rows]
+    share = np.mean([row["late_fraction"] for row in rows if row["backoff_db"] == 0])
+    return f"{min(errors):g}", f"{max(errors):g}", in_words(float(share))
+
+
+PAIR = r"([\d.]+) times at K = 14, ([\d.]+) times at K = 20"
+PROSE: list[tuple[str, str, Callable[[Rows], tuple[str, ...]]]] = [
+    ("figure4", r"MCOS spends (\d+) to (\d+) times the optimum", times_mcos),
+    ("figure4", r"stays within (\d+) % of the certified optimum up to K = 14 and within "
+                r"([\d.]+) % at K = 20", gaps_of_bcos),
+    ("figure4", r"the raw network pays up to (\d+) % more, and (\d+) % of its decisions miss the "
+                r"deadline at K = 20", raw_bcos),
+    ("figure4", r"Learned PCOS spends (\d+)-(\d+) % more than optimal PCOS, but ([a-z ]+) of its "
+                r"answers at K = 20 miss", learned_pcos),
+    ("figure4", r"\| 1 - m, the teacher's \| \+(\d+) % \| ([\d.]+) % \| \+([\d.]+) % \|",
+     own_slope),
+    ("figure5", r"the optimum of P1 is up to (\d+) % above optimal PCOS. From T = ([\d.]+) s on "
+                r".* is at most (\d+) % above the optimum", along_slots),
+    ("figure5", r"networks stay (\d+)-(\d+) % above it where the deadline is loose",
+     loose_networks),
+    ("figure6", r"miss the deadline in ([\d.]+) % \(BCOS\) and ([\d.]+) % \(PCOS\)", late),
+    ("plane", r"(\d+) x (\d+) x (\d+) lanes of BCOS and PCOS", lanes),
+    ("plane", r"is below (\d+) % where the tasks fit, and 2-(\d+) % along the edge", plane_gaps),
+    ("frontier", f"than the float64 search {PAIR}", partial(speedups, "search on the host")),
+    ("frontier", f"branch and bound, compiled once, {PAIR}",
+     partial(speedups, "Clarabel, branch and bound")),
+    ("frontier", f"than SCIP on perspective cuts {PAIR}", partial(speedups, "SCIP, tangents")),
+    ("frontier", r"One channel alone takes ([\d.]+) ms", latency),
+    ("certify", r"(\d+) of (\d+) feasible\): `solve` certifies (\d+) % of every row", certified),
+    ("scale", r"time rises as K\^([\d.]+)", growth),
+    ("csi", r"an estimation error of (\d+)-(\d+) % of the mean amplitude\), ([a-z ]+) of the "
+            r"channels end beyond the deadline", late_on_noise),
+]  # fmt: skip
