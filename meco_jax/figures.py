@@ -318,6 +318,33 @@ def lanes_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def soak_figure(
+    memory: Sequence[Mapping[str, Any]], latency: Sequence[Mapping[str, Any]]
+) -> Figure:
+    """Draw the memory of a long load over time, and the latency of its calls.
+
+    Args:
+        memory: "seconds" [s] and "memory_mb" [MB] over time.
+        latency: "method", "channels", "p50_us" and "p99_us" [us], a row a batch size.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.0))
+        left, right = figure.subplots(1, 2)
+        left.plot(*([row[name] for row in memory] for name in ("seconds", "memory_mb")), "k-")
+        left.set(xlabel="time [s]", ylabel="memory of the process [MB]")
+        left.set_ylim(bottom=0)
+        for method, style in zip(dict.fromkeys(row["method"] for row in latency), LINES):
+            own = sorted((row["channels"], row["p50_us"], row["p99_us"])
+                         for row in latency if row["method"] == method)  # fmt: skip
+            sizes, p50, p99 = np.transpose(own)
+            right.plot(sizes, p50 / 1e3, label=f"{method}, median", **style)
+            right.plot(sizes, p99 / 1e3, linestyle="", marker=style["marker"], markersize=2,
+                       color=style["color"], label=f"{method}, 99th percentile")  # fmt: skip
+        right.set(xscale="log", yscale="log", xlabel="channels a call [-]", ylabel="latency [ms]")
+        right.legend(fontsize=6)
+    return figure
+
+
 def draw_scheme(
     axes: Axes,
     x: Sequence[float],

@@ -40,11 +40,11 @@ def pad_to(system, h, num_devices):
     full = {name: np.broadcast_to(getattr(system, name), h.shape) for name in
             ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")}  # fmt: skip
     padding = {"task_bits": 5e6, "cycles_per_bit": 0, "cpu_hz": 0, "weight": 0, "active": False}
-    more = (
-        lambda v, x: np.concatenate(  # noqa: E731
-            [v, np.full((*v.shape[:-1], missing), x, v.dtype)], axis=-1
-        )
-    )
+
+    def more(values, x):
+        rest = np.full((*values.shape[:-1], missing), x, values.dtype)
+        return np.concatenate([values, rest], axis=-1)
+
     padded = {name: more(values, padding[name]) for name, values in full.items()}
     return system.replace(**padded), jnp.asarray(more(np.asarray(h), 0))
 

@@ -1,0 +1,199 @@
+"""Call ``solve`` from several threads with ever other batches for a long time, and watch it.
+
+Every answer is compared with that of a single thread, bit for bit. Writes latency.csv (a row a
+method and batch size), memory.csv (over time: memory, compiled programs, calls),
+soak.png/.pdf and run.json into --output_dir; stops with status 1 if an answer differs, programs
+are more than shapes, or memory grows in the second half. Example:
+
+    python experiments/soak.py --output_dir=runs/soak
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import common
+import jax
+import numpy as np
+from absl import app, flags
+
+from meco_jax import Solution, System, figures, sample_channels, solve, solver, table1
+
+FLAGS = flags.FLAGS
+common.define_flags()
+flags.adopt_module_key_flags(common)
+flags.DEFINE_float("seconds", 600.0, "how long", lower_bound=1.0)
+flags.DEFINE_integer("threads", 4, "callers", lower_bound=1)
+flags.DEFINE_integer("cases", 60, "different batches a method", lower_bound=1)
+flags.DEFINE_integer("largest_batch", 256, "channels a call, from 1", lower_bound=1)
+flags.DEFINE_integer("most_devices", 24, "K of a call, from 1", lower_bound=1)
+flags.DEFINE_list("methods", ["bcos", "optimal", "pcos"], "of solve")
+flags.DEFINE_integer("seed", 0, "of batches and calls", lower_bound=0)
+flags.DEFINE_float("growth", 32.0, "memory that the second half may add [MB]", lower_bound=0)
+flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's csv")
+SAMPLES = 60  # of memory
+LATEST = 5000  # calls of a kind whose latencies are kept
+
+
+class Case(NamedTuple):
+    """A call and its answer from a single thread."""
+
+    method: str
+    system: System
+    h: np.ndarray  # [N, K], or [K] where N is 1
+    answer: Solution
+
+
+class Watch:
+    """What the threads share: latencies by method and batch size, and what went wrong."""
+
+    def __init__(self) -> None:
+        self.lock, self.stop = threading.Lock(), threading.Event()
+        self.latencies: dict[tuple[str, int], deque[float]] = {}
+        self.calls, self.wrong, self.errors = 0, 0, list[str]()
+
+
+def main(argv: list[str]) -> None:
+    """Prepare the answers, let the threads run, and judge."""
+    common.begin(argv)
+    folder = Path(FLAGS.output_dir)
+    if FLAGS.plot_only:
+        draw(folder)
+        return
+    unknown = set(FLAGS.methods) - {*solver.METHODS, "bcos"}
+    if unknown:
+        common.stop(f"--methods must be of {', '.join((*solver.METHODS, 'bcos'))}; got {unknown}")
+    started, folder = time.time(), common.prepare()
+    rng = np.random.default_rng(FLAGS.seed)
+    cases = [draw_case(rng, method) for method in FLAGS.methods for _ in range(FLAGS.cases)]
+    watch = Watch()
+    memory = run(cases, watch)
+    latency = [
+        {"method": method, "channels": number, "calls": len(times),
+         **{f"p{q}_us": 1e6 * float(np.percentile(times, q)) for q in (50, 99, 100)}}
+        for (method, number), times in sorted(watch.latencies.items())
+    ]  # fmt: skip
+    common.write_csv(folder / "latency.csv", latency)
+    common.write_csv(folder / "memory.csv", memory)
+    half, last = memory[len(memory) // 2], memory[-1]
+    found = {"calls": watch.calls, "wrong_answers": watch.wrong, "errors": watch.errors[:5],
+             "programs": last["programs"], "shapes": most_programs(),
+             "growth_mb": last["memory_mb"] - half["memory_mb"]}  # fmt: skip
+    common.write_run(folder / "run.json", started, **found)
+    draw(folder)
+    report(latency, found)
+
+
+def draw_case(rng: np.random.Generator, method: str) -> Case:
+    """Draw a batch size, K, tasks and gains, and solve them; now and then one channel alone."""
+    number = int(np.exp(rng.uniform(0, np.log(FLAGS.largest_batch + 1))))
+    devices = int(rng.integers(1, FLAGS.most_devices + 1))
+    seed = int(rng.integers(2**31))
+    system = table1(devices, slot=float(rng.uniform(0.2, 1.0)), seed=seed)
+    h = np.asarray(sample_channels(jax.random.key(seed), system, number))
+    h = h[0] if number == 1 else h
+    return Case(method, system, h, jax.tree.map(np.asarray, solve(h, system, method=method)))
+
+
+def run(cases: list[Case], watch: Watch) -> list[dict[str, float]]:
+    """Let the threads call for --seconds, and look at the process meanwhile: [SAMPLES] rows."""
+    threads = [
+        threading.Thread(target=call, args=(cases, watch, FLAGS.seed + 1 + number), daemon=True)
+        for number in range(FLAGS.threads)
+    ]
+    began, rows = time.monotonic(), list[dict[str, float]]()
+    for thread in threads:
+        thread.start()
+    with common.Bar(SAMPLES) as bar:
+        for _ in range(SAMPLES):
+            watch.stop.wait(FLAGS.seconds / SAMPLES)
+            rows.append({"seconds": time.monotonic() - began, "memory_mb": memory_mb(),
+                         "programs": programs(), "calls": watch.calls})  # fmt: skip
+            bar.advance(1, f"{watch.calls} calls, {rows[-1]['memory_mb']:.0f} MB")
+    watch.stop.set()
+    for thread in threads:
+        thread.join()
+    return rows
+
+
+def call(cases: list[Case], watch: Watch, seed: int) -> None:
+    """Call ``solve`` with one case after the other, at random, and compare."""
+    rng = np.random.default_rng(seed)
+    while not watch.stop.is_set():
+        case = cases[rng.integers(len(cases))]
+        began = time.perf_counter()
+        try:
+            found = jax.tree.map(np.asarray, solve(case.h, case.system, method=case.method))
+        except Exception as error:  # of any kind: it goes into the report
+            with watch.lock:
+                watch.errors.append(repr(error))
+            continue
+        seconds = time.perf_counter() - began
+        pairs = zip(jax.tree.leaves(found), jax.tree.leaves(case.answer))
+        same = all(np.array_equal(new, old) for new, old in pairs)
+        place = case.method, len(case.h) if case.h.ndim > 1 else 1
+        with watch.lock:
+            watch.calls += 1
+            watch.wrong += not same
+            watch.latencies.setdefault(place, deque(maxlen=LATEST)).append(seconds)
+
+
+def programs() -> int:
+    """Number of compiled programs that ``solve`` holds."""
+    return int(solver._solve._cache_size())
+
+
+def most_programs() -> int:
+    """Bound the programs: padded batch sizes and one channel alone, padded K, stages."""
+    batches = 1 + sum(size < 2 * FLAGS.largest_batch for size in solver.BLOCKS)
+    devices = -(-FLAGS.most_devices // solver.DEVICE_MULTIPLE)
+    later = 2 * len(solver.FEW)  # the optimum's
+    return devices * (batches * len(FLAGS.methods) + later * ("optimal" in FLAGS.methods))
+
+
+def memory_mb() -> float:
+    """Memory that the process holds [MB]; its peak where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def report(latency: list[dict[str, Any]], found: dict[str, Any]) -> None:
+    """Print the latencies of batches of similar size, and stop if something is wrong."""
+    print("| method | channels | calls | p50 [ms] | p99 [ms] |\n" + "|---" * 5 + "|")
+    for method in FLAGS.methods:
+        rows = [row for row in latency if row["method"] == method]
+        for low, high in ((1, 1), (2, 15), (16, 255), (256, 2**30)):
+            few = [row for row in rows if low <= row["channels"] <= high]
+            if few:
+                calls = sum(row["calls"] for row in few)
+                p50 = sum(row["p50_us"] * row["calls"] for row in few) / calls
+                p99 = max(row["p99_us"] for row in few)
+                sizes = [row["channels"] for row in few]
+                print(f"| {method} | {min(sizes)}-{max(sizes)} | {calls} "
+                      f"| {p50 / 1e3:.2f} | {p99 / 1e3:.2f} |")  # fmt: skip
+    print(", ".join(f"{name} {value}" for name, value in found.items()))
+    if found["wrong_answers"] or found["errors"]:
+        common.stop("an answer differs from that of a single thread, or a call failed", 1)
+    if found["programs"] > found["shapes"]:
+        common.stop("more programs than padded shapes were compiled", 1)
+    if found["growth_mb"] > FLAGS.growth:
+        common.stop(f"memory grew by {found['growth_mb']:.0f} MB in the second half", 1)
+
+
+def draw(folder: Path) -> None:
+    """Draw memory over time and latency against the batch size."""
+    tables = (common.read_csv(folder / f"{name}.csv") for name in ("memory", "latency"))
+    figures.save_figure(figures.soak_figure(*tables), folder / "soak")
+
+
+if __name__ == "__main__":
+    app.run(main)
