@@ -20,9 +20,9 @@ import numpy as np
 from absl import app, flags
 
 from meco_jax import PolicyConfig, figures, save_policy, train_policy
-from meco_jax.checkpoint import OtherRunError
 from meco_jax.gradients import GRADIENTS
 from meco_jax.policy import DeviceNetwork
+from meco_jax.store import OtherRunError
 
 FLAGS = flags.FLAGS
 DEFAULT = PolicyConfig()

@@ -27,8 +27,8 @@ from meco_jax import (
     save_policy,
     train_grid,
 )
-from meco_jax.checkpoint import OtherRunError
 from meco_jax.evaluation import Outcome, summarise
+from meco_jax.store import OtherRunError
 from meco_jax.sweep import Lanes, gather, share, take_lane
 from meco_jax.training import History, check_config
 
