@@ -84,7 +84,7 @@ class RunStore:
         """
         damaged: list[Path] = []
         for place in reversed(self._kept()):
-            if not _is_whole(place):
+            if not is_whole(place):
                 damaged.append(place)
                 logging.warning("checkpoint %s is damaged; trying the one before", place)
                 continue
@@ -187,7 +187,8 @@ class _Orbax:
         with _quiet():
             saved = self._checkpointer.restore(place, args=wanted)
         columns = {name: np.asarray(column) for name, column in saved["history"].items()}
-        rows = [{n: c[i] for n, c in columns.items()} for i in range(len(columns["step"]))]
+        names = ["step", *sorted(columns.keys() - {"step"})]  # in the order of a whole run
+        rows = [{n: columns[n][i] for n in names} for i in range(len(columns["step"]))]
         return jax.tree.map(np.asarray, saved["state"]), rows
 
     def close(self) -> None:
@@ -227,7 +228,7 @@ def _digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def _is_whole(place: Path) -> bool:
+def is_whole(place: Path) -> bool:
     """Tell whether a checkpoint is as it was written."""
     try:
         return (place / DIGEST).read_bytes() == _digest(place).encode()
