@@ -100,7 +100,10 @@ def start(name: str, folder: Path) -> subprocess.Popen[bytes]:
     settings = (f"--epochs={FLAGS.epochs}", f"--save_seconds={FLAGS.save_seconds}")
     # The weights hold the command: it is the same for every run.
     command = [sys.executable, str(script), *SCRIPTS[name].flags, *settings, "--output_dir=out"]
-    compiled = {"JAX_COMPILATION_CACHE_DIR": str(folder.absolute().parent / "compiled")}
+    compiled = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder.absolute().parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     folder.mkdir(exist_ok=True)
     with open(folder / "log", "wb") as log:
         return subprocess.Popen(

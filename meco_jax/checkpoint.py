@@ -58,7 +58,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy | GeneralPolicy:
         OSError: if there is no file, or it cannot be read.
     """
     with open(path, "rb") as file:
-        content = file.read(MOST_BYTES + 1)
+        content = file.read(min(os.fstat(file.fileno()).st_size, MOST_BYTES) + 1)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = _members(archive)

@@ -117,8 +117,7 @@ class RunStore:
             write_atomically(fresh / DIGEST, lambda file: file.write(digest))
             fresh.rename(self._epochs / str(epoch))
         except BaseException as error:
-            for left in self._epochs.glob(f".{epoch}*"):
-                shutil.rmtree(left, ignore_errors=True)
+            self._clear(f".{epoch}*")
             raise _as_os_error(error, self._folder) from None
         for old in self._kept()[:-KEPT]:
             self._drop(old)
@@ -150,6 +149,15 @@ class RunStore:
         gone = place.with_name(f".{place.name}.gone")
         place.rename(gone)
         shutil.rmtree(gone)
+
+    def _clear(self, pattern: str) -> None:
+        """Delete what a failed write left; Orbax's other threads may still be writing it."""
+        for _ in range(20):
+            for left in self._epochs.glob(pattern):
+                shutil.rmtree(left, ignore_errors=True)
+            time.sleep(0.05)
+            if not any(self._epochs.glob(pattern)):
+                return
 
     def _failure(self, place: Path) -> str:
         return f"checkpoint {place} cannot be read; delete {self._folder} to begin again"
@@ -237,12 +245,16 @@ def is_whole(place: Path) -> bool:
 
 
 def _as_os_error(error: BaseException, folder: Path) -> BaseException:
-    """Make an OSError of what TensorStore says in words when it cannot write."""
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    if isinstance(error, OSError) or found is None:
-        return error
-    code = int(found[1])
-    return OSError(code, os.strerror(code), str(folder))
+    """Make an OSError that names the folder of what Orbax and TensorStore raise for one."""
+    cause = error if isinstance(error, Exception) else None  # an interrupt stays one
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno:
+            return OSError(cause.errno, os.strerror(cause.errno), str(folder))
+        if found := re.search(r"os_error_code='(\d+)'", str(cause)):
+            code = int(found[1])
+            return OSError(code, os.strerror(code), str(folder))
+        cause = cause.__cause__ or cause.__context__
+    return error
 
 
 def _line(error: Exception) -> str:
