@@ -13,7 +13,7 @@ from pathlib import Path
 
 import common
 import numpy as np
-from absl import flags
+from absl import app, flags
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -94,4 +94,4 @@ def figure6(table: list[dict[str, float]]) -> Iterator[Claim]:
 
 
 if __name__ == "__main__":
-    common.launch(main)
+    app.run(main)

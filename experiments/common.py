@@ -82,11 +82,19 @@ def launch(main: Callable[[list[str]], None]) -> None:
         except (DamagedRunError, InUseError) as error:
             stop(f"--output_dir: {error}")
         except OSError as error:
-            if error.filename is None:  # no file: a closed pipe, say
+            if not concerns_output(error):  # a closed pipe, say
                 raise
             stop(unwritable(error))
 
     app.run(guarded)
+
+
+def concerns_output(error: OSError) -> bool:
+    """Tell whether an error is about a file below --output_dir, or a folder above."""
+    if not isinstance(error.filename, str):
+        return False
+    file, folder = Path(error.filename).absolute(), Path(FLAGS.output_dir).absolute()
+    return file == folder or folder in file.parents or file in folder.parents
 
 
 def unwritable(error: OSError) -> str:

@@ -246,8 +246,8 @@ def is_whole(place: Path) -> bool:
 
 def _as_os_error(error: BaseException, folder: Path) -> BaseException:
     """Make an OSError that names the folder of what Orbax and TensorStore raise for one."""
-    cause = error if isinstance(error, Exception) else None  # an interrupt stays one
-    while cause is not None:
+    cause: BaseException | None = error
+    while cause is not None and isinstance(error, Exception):  # an interrupt stays one
         if isinstance(cause, OSError) and cause.errno:
             return OSError(cause.errno, os.strerror(cause.errno), str(folder))
         if found := re.search(r"os_error_code='(\d+)'", str(cause)):
