@@ -14,6 +14,7 @@ import logging as python_logging
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -263,13 +264,23 @@ def _line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what Orbax's threads log back: what matters is raised."""
+    """Keep what Orbax's threads say back: what matters is raised."""
     loggers = [logging.get_absl_logger(), python_logging.getLogger("asyncio")]
-    levels = [logger.level for logger in loggers]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+
+    def ignore(late: Any) -> None:  # of threads that outlive the event loop of a failed call
+        if "Event loop is closed" not in str(late.exc_value):
+            hook(late)
+
     for logger in loggers:
         logger.setLevel(python_logging.CRITICAL + 1)
+    sys.unraisablehook = ignore
     try:
         yield
+        sys.unraisablehook = hook  # after a failure it stays: those threads are still there
+    except Exception:
+        time.sleep(0.2)
+        raise
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
