@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from functools import partial
 from typing import Any
 
 import common
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from meco_jax import Solution, System, allocate, sample_channels, solve
 from meco_jax.optimal import search
@@ -44,15 +43,15 @@ def main(argv: list[str]) -> None:
         common.numbers(name, above=low) for name, low in (("log_bases", 1), ("slots", 0))
     )
     cases = list(itertools.product(devices, bases, slots))
-    started, folder, rows = time.time(), common.prepare(), []
+    folder, rows = common.prepare(), []
     with common.Bar(len(cases)) as bar:
         for num_devices, base, slot in cases:
             rows.append(certify(draw(num_devices, base, slot)))
             bar.advance(1, f"K = {num_devices}, b = {base:g}, T = {slot:g} s")
             common.write_csv(folder / "results.csv", rows)
-            common.write_run(folder / "run.json", started)
+            common.write_run(folder / "run.json")
     report(rows)
-    print(f"wrote {folder} in {time.time() - started:.0f} s")
+    print(f"wrote {folder} in {common.seconds():.0f} s")
 
 
 def draw(num_devices: int, base: float, slot: float) -> System:
@@ -120,4 +119,4 @@ def report(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import importlib.metadata
 import io
 import json
@@ -21,15 +22,18 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import app, flags, logging
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import meco_jax
-from meco_jax.files import write_atomically
+from meco_jax.files import FolderLock, InUseError, write_atomically
+from meco_jax.store import DamagedRunError, OtherRunError
 
 FLAGS = flags.FLAGS
-WORDS = ("scheme", "method", "family")  # columns that are no numbers
+WORDS = ("scheme", "method", "family", "script")  # columns that are no numbers
+STARTED, BEGAN = datetime.now(UTC), time.monotonic()  # the second cannot be set back
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def define_flags() -> None:
@@ -69,6 +73,42 @@ def stop(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
+def launch(main: Callable[[list[str]], None]) -> None:
+    """Run a script; a folder that fails it is one line that says what to do."""
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except OtherRunError as error:
+            stop(f"{error}; take another --output_dir, or the same flags")
+        except (DamagedRunError, InUseError) as error:
+            stop(f"--output_dir: {error}")
+        except OSError as error:
+            if not concerns_output(error):  # a closed pipe, say
+                raise
+            stop(unwritable(error))
+
+    app.run(guarded)
+
+
+def concerns_output(error: OSError) -> bool:
+    """Tell whether an error is about a file below --output_dir, or a folder above."""
+    if not isinstance(error.filename, str):
+        return False
+    file, folder = Path(error.filename).absolute(), Path(FLAGS.output_dir).absolute()
+    return file == folder or folder in file.parents or file in folder.parents
+
+
+def unwritable(error: OSError) -> str:
+    """Say that --output_dir cannot be written, why, and what to do."""
+    remedy = "free some" if error.errno in FULL else "make it writable"
+    resumes = ", it goes on from the last checkpoint" if "save_seconds" in FLAGS else ""
+    return (
+        f"--output_dir={FLAGS.output_dir} cannot be written: {error.strerror}; "
+        f"{remedy} and run the same command again{resumes}"
+    )
+
+
 def begin(argv: list[str]) -> None:
     """Refuse stray arguments, and keep libraries from chatting unless --verbosity says so."""
     if len(argv) > 1:
@@ -78,16 +118,19 @@ def begin(argv: list[str]) -> None:
 
 
 def prepare() -> Path:
-    """Check the platform and make the output folder, before any work."""
+    """Check the platform, and make the output folder for this run alone, before any work.
+
+    Of several processes that share the work the first one writes, and holds the folder until
+    it ends.
+    """
     platform, wanted = jax.default_backend(), FLAGS.require_platform
     if wanted and platform != wanted:
         stop(f"--require_platform={wanted}, but JAX runs on {platform} ({jax.devices()[0]})")
     folder = Path(FLAGS.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        FolderLock(folder)
         write_atomically(folder / "run.json", lambda file: file.write(b"{}\n"))
-    except OSError as error:
-        stop(f"--output_dir={folder} cannot be written: {error.strerror}")
     return folder
 
 
@@ -118,8 +161,8 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def write_run(path: Path, started: float, **extra: Any) -> None:
-    """Write run.json: flags, versions, device, git commit and wall time."""
+def write_run(path: Path, **extra: Any) -> None:
+    """Write run.json: flags, versions, device, git commit, start and seconds since."""
     packages = ("meco_jax", "jax", "jaxlib", "flax", "optax", "numpy", "matplotlib")
     device = jax.devices()[0]
     run = {
@@ -130,8 +173,8 @@ def write_run(path: Path, started: float, **extra: Any) -> None:
         "device": {"platform": device.platform, "kind": device.device_kind,
                    "count": jax.device_count(), "cpu_cores": os.cpu_count()},
         "git_commit": _git_commit(),
-        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        "wall_seconds": round(time.time() - started, 1),
+        "started": STARTED.isoformat(timespec="seconds"),
+        "wall_seconds": round(seconds(), 1),
         **extra,
     }  # fmt: skip
     write_atomically(path, lambda file: file.write((json.dumps(run, indent=2) + "\n").encode()))
@@ -145,15 +188,20 @@ def _git_commit() -> str | None:
         return None
 
 
+def seconds() -> float:
+    """Return the time since the script started [s]."""
+    return time.monotonic() - BEGAN
+
+
 def clock(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, tuple[float, float]]:
     """Time functions side by side: seconds of the first call, and of the fastest later one."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
         for name, run in runs.items():  # in turn, so that a busy moment hits all of them
             began = time.perf_counter()
             jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - began)
-    return {name: (times[0], min(times[1:])) for name, times in seconds.items()}
+            times[name].append(time.perf_counter() - began)
+    return {name: (own[0], min(own[1:])) for name, own in times.items()}
 
 
 def alone(
@@ -188,7 +236,7 @@ class Bar:
         self._progress = Progress(*columns, console=console, disable=not self._live)
         self._task = self._progress.add_task("", total=total)
         self._total, self._done, self._skipped, self._shown = total, 0.0, 0.0, 0
-        self._start = time.time()
+        self._start = time.monotonic()
 
     def skip(self, amount: float) -> None:
         """Count ``amount`` of the total as done by an earlier run."""
@@ -202,7 +250,7 @@ class Bar:
         percent = int(100 * self._done / self._total + 1e-9)
         if not self._live and percent // 5 > self._shown // 5:
             self._shown = percent
-            elapsed = time.time() - self._start
+            elapsed = time.monotonic() - self._start
             left = elapsed * (self._total - self._done) / max(self._done - self._skipped, 1e-9)
             print(f"{percent:3d} %  {elapsed:5.0f} s done  {left:5.0f} s left  {text}", flush=True)
 

@@ -14,7 +14,7 @@ from typing import Any
 import common
 import numpy as np
 import trainings
-from absl import app, flags
+from absl import flags
 
 from meco_jax import figures
 
@@ -70,4 +70,4 @@ def draw(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

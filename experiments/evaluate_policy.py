@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from meco_jax import GeneralPolicy, System, figures, load_policy, pretrained, solve
 from meco_jax import system as sy
@@ -76,7 +75,7 @@ def evaluate(efforts: list[int]) -> dict[str, list[dict[str, Any]]]:
     bases, slots = (
         common.numbers(name, above=low) for name, low in (("log_bases", 1), ("slots", 0))
     )
-    started, folder = time.time(), common.prepare()
+    folder = common.prepare()
     try:
         policy = load_policy(FLAGS.policy) if FLAGS.policy else pretrained()
     except (OSError, ValueError) as error:
@@ -91,8 +90,8 @@ def evaluate(efforts: list[int]) -> dict[str, list[dict[str, Any]]]:
             tables[name].append(row)
             bar.advance(1 if name != "csi" else 1 / len(BACKOFFS), name)
             common.write_csv(folder / f"{name}.csv", tables[name])
-            common.write_run(folder / "run.json", started)
-    print(f"wrote {folder} in {time.time() - started:.0f} s")
+            common.write_run(folder / "run.json")
+    print(f"wrote {folder} in {common.seconds():.0f} s")
     return tables
 
 
@@ -237,4 +236,4 @@ def report(gaps: list[dict[str, Any]], efforts: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import rivals
 import trainings
-from absl import app, flags
+from absl import flags
 
 from meco_jax import (
     Policy,
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
         check_config(config)
     except ValueError as error:
         common.stop(str(error))
-    started, folder, rows = time.time(), common.prepare(), []
+    folder, rows = common.prepare(), []
     try:
         with common.Bar(len(devices)) as bar:
             for num_devices in devices:
@@ -103,11 +103,11 @@ def main(argv: list[str]) -> None:
                 rows += compare(system, policy, partial(announce, bar, num_devices))
                 common.write_csv(folder / "results.csv", rows)
                 draw(folder, rows)
-                common.write_run(folder / "run.json", started)
+                common.write_run(folder / "run.json")
     except KeyboardInterrupt:
         common.stop(f"interrupted; {folder} holds the {len(rows)} rows of the finished K", 130)
     report(rows)
-    print(f"wrote {folder} in {time.time() - started:.0f} s")
+    print(f"wrote {folder} in {common.seconds():.0f} s")
 
 
 def announce(bar: common.Bar, num_devices: int, part: float, what: str) -> None:
@@ -340,4 +340,4 @@ def report(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

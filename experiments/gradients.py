@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from meco_jax import GeneralPolicy, PolicyConfig, System, figures, pad_devices, solve
 from meco_jax import system as sy
@@ -67,10 +66,10 @@ def main(argv: list[str]) -> None:
         unknown = set(FLAGS.ways) - set(GRADIENTS)
         if unknown:
             common.stop(f"--ways must be among {', '.join(GRADIENTS)}; got {sorted(unknown)}")
-        started, folder = time.time(), common.prepare()
+        folder = common.prepare()
         same_settings(folder / "settings.json")
         train_all(folder)
-        common.write_run(folder / "run.json", started)
+        common.write_run(folder / "run.json")
     rows = summarise(common.read_csv(folder / "runs.csv"), common.read_csv(folder / "history.csv"))
     common.write_csv(folder / "results.csv", rows)
     draw(folder, rows)
@@ -82,11 +81,14 @@ def same_settings(path: Path) -> None:
     names = ("num_devices", "log_bases", "slot", "epochs", "batch_size",
              "validation_channels", "test_channels")  # fmt: skip
     mine = {name: FLAGS[name].value for name in names}
-    before = json.loads(path.read_text()) if path.exists() else mine
+    try:
+        before = dict(json.loads(path.read_bytes())) if path.exists() else mine
+    except (ValueError, TypeError):  # no JSON, or no object
+        common.stop(f"{path} cannot be read; delete {path.parent} to begin again")
     for name in names:
-        if before[name] != mine[name]:
+        if before.get(name) != mine[name]:
             common.stop(
-                f"--{name} must be {before[name]} to go on with the run in {path.parent}; "
+                f"--{name} must be {before.get(name)} to go on with the run in {path.parent}; "
                 f"got {mine[name]}"
             )
     write_atomically(path, lambda file: file.write(json.dumps(mine).encode()))
@@ -302,4 +304,4 @@ def _matches(row: dict[str, Any], mine: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

@@ -19,7 +19,7 @@ import common
 import jax
 import numpy as np
 import trainings
-from absl import app, flags
+from absl import flags
 
 from meco_jax import TrainConfig, figures, make_grid, train_grid
 from meco_jax.sweep import Lanes
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.epochs < 4 or FLAGS.epochs % 2:
         common.stop(f"--epochs must be even and at least 4; got {FLAGS.epochs}")
     config = check_config(trainings.train_configs()["bcos"].replace(chunk_epochs=2))
-    started, folder, rows = time.time(), common.prepare(), list[dict[str, Any]]()
+    folder, rows = common.prepare(), list[dict[str, Any]]()
     with common.Bar(len(numbers) + 1) as bar:
         for number in numbers:
             for method, size in (("lax.map", 1), ("vmap", number)):
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
         ratios = compare(config.replace(epochs=FLAGS.ratio_epochs, chunk_epochs=1))
         common.write_csv(folder / "ratio.csv", ratios)
         bar.advance(1, "one call against many")
-    common.write_run(folder / "run.json", started)
+    common.write_run(folder / "run.json")
     draw(folder)
     for r in rows:
         print(f"{r['lanes']:4} lanes by {r['method']:<8}{r['lane_steps_per_s']:8.1f} lane steps/s"
@@ -129,4 +129,4 @@ def draw(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

@@ -9,14 +9,13 @@ status 1 if an error is beyond its budget. Example:
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from meco_jax import System, sample_systems, solve
 from meco_jax import allocation as al
@@ -51,7 +50,7 @@ Values = dict[str, np.ndarray]
 def main(argv: list[str]) -> None:
     """Compare, print the table and write it."""
     common.begin(argv)
-    started, folder = time.time(), common.prepare()
+    folder = common.prepare()
     inputs = jax.tree.map(
         np.asarray,
         sample_systems(jax.random.key(FLAGS.seed), FLAGS.channels, FLAGS.num_devices),
@@ -60,7 +59,7 @@ def main(argv: list[str]) -> None:
     double = common.alone(quantities, *inputs, environment={"JAX_ENABLE_X64": "1"})
     rows = [row(name, single, double) for name in double if name.split(": ")[-1] in BUDGET]
     common.write_csv(folder / "precision.csv", rows)
-    common.write_run(folder / "run.json", started)
+    common.write_run(folder / "run.json")
     report(rows, single, double)
     bad = [r["quantity"] for r in rows if not r["error_max"] <= r["budget"]]
     if bad:
@@ -140,4 +139,4 @@ def _formulas(system: System, h: jax.Array) -> dict[str, jax.Array]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ import claims
 import common
 import numpy as np
 import quoted
-from absl import app, flags
+from absl import flags
 
 Row = dict[str, Any]
 
@@ -94,7 +93,7 @@ class Pair(NamedTuple):
 def main(argv: list[str]) -> None:
     """Check part by part; each one's findings are in the csv at once."""
     common.begin(argv)
-    started, folder = time.time(), common.prepare()
+    folder = common.prepare()
     try:
         findings = find(folder)
     except KeyboardInterrupt:
@@ -103,7 +102,7 @@ def main(argv: list[str]) -> None:
         )
     report(findings)
     bad = sum(not each["holds"] for each in findings)
-    common.write_run(folder / "run.json", started, checks=len(findings), failed=bad)
+    common.write_run(folder / "run.json", checks=len(findings), failed=bad)
     print(f"{len(findings) - bad} of {len(findings)} hold; wrote {folder}")
     sys.exit(bad > 0)
 
@@ -307,4 +306,4 @@ CHECKS: dict[str, list[tuple[str, Check, str]]] = {
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

@@ -9,7 +9,6 @@ results.csv, scale.png/.pdf and run.json into --output_dir. Example:
 from __future__ import annotations
 
 import resource
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import common
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from meco_jax import System, figures, sample_channels, solve
 from meco_jax.system import check_system, table1
@@ -41,20 +40,20 @@ def main(argv: list[str]) -> None:
     """Measure one jitted stage, K by K."""
     common.begin(argv)
     devices = sorted(common.integers("num_devices", low=1))
-    started, folder, rows = time.time(), common.prepare(), []
+    folder, rows = common.prepare(), []
     with common.Bar(len(devices)) as bar:
         for num_devices in devices:
             rows.append(measure(num_devices))
             bar.advance(1, f"K = {num_devices}")
             write(folder, rows)
-            common.write_run(folder / "run.json", started, slope=slope(rows))
+            common.write_run(folder / "run.json", slope=slope(rows))
     print("    K  us a channel  kB a channel  peak MB  mean gap  worst gap")
     for r in rows:
         memory = f"{r['bytes_per_channel'] / 1e3:14.1f}{r['process_peak_mb']:9.0f}"
         gaps = f"{r['gap_mean']:10.1e}{r['gap_worst']:11.1e}"
         print(f"{r['num_devices']:5}{r['us_per_channel']:14.1f}{memory}{gaps}")
     print(f"slope of ln time over ln K: {slope(rows):.2f}")
-    print(f"wrote {folder} in {time.time() - started:.0f} s")
+    print(f"wrote {folder} in {common.seconds():.0f} s")
 
 
 def measure(num_devices: int) -> dict[str, Any]:
@@ -103,4 +102,4 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import common
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from meco_jax import Solution, System, figures, sample_channels, solve, solver, table1
 
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     unknown = set(FLAGS.methods) - {*solver.METHODS, "bcos"}
     if unknown:
         common.stop(f"--methods must be of {', '.join((*solver.METHODS, 'bcos'))}; got {unknown}")
-    started, folder = time.time(), common.prepare()
+    folder = common.prepare()
     rng = np.random.default_rng(FLAGS.seed)
     cases = [draw_case(rng, method) for method in FLAGS.methods for _ in range(FLAGS.cases)]
     watch = Watch()
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
     found = {"calls": watch.calls, "wrong_answers": watch.wrong, "errors": watch.errors[:5],
              "programs": last["programs"], "shapes": most_programs(),
              "growth_mb": last["memory_mb"] - half["memory_mb"]}  # fmt: skip
-    common.write_run(folder / "run.json", started, **found)
+    common.write_run(folder / "run.json", **found)
     draw(folder)
     report(latency, found)
 
@@ -146,7 +146,7 @@ def call(cases: list[Case], watch: Watch, seed: int) -> None:
 
 def programs() -> int:
     """Number of compiled programs that ``solve`` holds."""
-    return int(solver._solve._cache_size())
+    return int(getattr(solver._solve, "_cache_size")())  # noqa: B009, jax does not type it
 
 
 def most_programs() -> int:
@@ -196,4 +196,4 @@ def draw(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

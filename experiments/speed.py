@@ -7,7 +7,6 @@ Writes speed.csv and run.json into --output_dir. Example:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import trainings
-from absl import app, flags
+from absl import flags
 
 from meco_jax import make_grid, optimal, pad_devices, sample_channels, solve, train, train_grid
 from meco_jax.allocation import Grid, link, price_grid, relax, set_energy
@@ -38,10 +37,10 @@ FLAGS.set_default("epochs", 5)
 def main(argv: list[str]) -> None:
     """Time both trainings by both mappings, every method of ``solve``, and the optimum's parts."""
     common.begin(argv)
-    started, folder = time.time(), common.prepare()
+    folder = common.prepare()
     rows = training_rows() + solving_rows() + stage_rows()
     common.write_csv(folder / "speed.csv", rows)
-    common.write_run(folder / "run.json", started)
+    common.write_run(folder / "run.json")
     for row in rows:
         print(f"{row['what']:<28}{row['value']:12.4g} {row['unit']}")
 
@@ -122,4 +121,4 @@ def row(what: str, value: float, unit: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import common
 import trainings
-from absl import app, flags
+from absl import flags
 
 FLAGS = flags.FLAGS
 common.define_flags()
@@ -30,4 +30,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

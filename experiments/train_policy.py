@@ -11,16 +11,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import time
 from typing import Any
 
 import common
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from meco_jax import PolicyConfig, figures, save_policy, train_policy
-from meco_jax.checkpoint import OtherRunError
 from meco_jax.gradients import GRADIENTS
 from meco_jax.policy import DeviceNetwork
 
@@ -43,7 +41,7 @@ flags.DEFINE_float("save_seconds", 20.0, "least time between two checkpoints [s]
 def main(argv: list[str]) -> None:
     """Train, and write the policy with the command that made it."""
     common.begin(argv)
-    started, folder = time.time(), common.prepare()
+    folder = common.prepare()
     config = PolicyConfig(
         learning_rate=FLAGS.learning_rate,
         gradient=FLAGS.gradient,
@@ -73,8 +71,6 @@ def main(argv: list[str]) -> None:
         print(f"interrupted; the same command goes on from {folder}/checkpoints", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)
-    except OtherRunError as error:
-        common.stop(f"{error}; take another --output_dir, or the same flags")
     save_policy(folder / "policy.npz", policy, origin=shlex.join(["python", *sys.argv]))
     rows: list[dict[str, Any]] = [
         {name: float(values[i]) for name, values in history.items()}
@@ -84,9 +80,9 @@ def main(argv: list[str]) -> None:
     gaps = {"best head of the line over the lower bound": history["gap"]}
     panel = figures.GapPanel("step [-]", history["step"], gaps)
     figures.save_figure(figures.gap_figure([panel]), folder / "training")
-    common.write_run(folder / "run.json", started)
-    print(f"wrote {folder} in {time.time() - started:.0f} s")
+    common.write_run(folder / "run.json")
+    print(f"wrote {folder} in {common.seconds():.0f} s")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

@@ -27,7 +27,6 @@ from meco_jax import (
     save_policy,
     train_grid,
 )
-from meco_jax.checkpoint import OtherRunError
 from meco_jax.evaluation import Outcome, summarise
 from meco_jax.sweep import Lanes, gather, share, take_lane
 from meco_jax.training import History, check_config
@@ -149,7 +148,7 @@ def run(
         lanes = make_grid({**axes, "seed": common.integers("seeds", low=0)})
     except ValueError as error:
         common.stop(str(error))
-    started, folder = time.time(), common.prepare()
+    folder = common.prepare()
     try:
         policies, histories, outcomes = train_and_evaluate(lanes, configs, folder)
         if jax.process_index() > 0:
@@ -162,14 +161,12 @@ def run(
         draw_training(folder, results)
         for scheme, stacked in policies.items():
             save_policies(folder, scheme, stacked, lanes)
-        common.write_run(folder / "run.json", started)
+        common.write_run(folder / "run.json")
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on from {folder}/checkpoints", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)  # at once: a checkpoint under way is given up, and says nothing
-    except OtherRunError as error:
-        common.stop(f"{error}; take another --output_dir, or the same flags")
-    print(f"wrote {folder} in {time.time() - started:.0f} s")
+    print(f"wrote {folder} in {common.seconds():.0f} s")
 
 
 def connect() -> None:
@@ -221,7 +218,7 @@ class Show:
         self._role = "student" if scheme == "bcos" else "teacher"
         self._steps, self._chunk = config.epochs * config.steps_per_epoch, config.chunk_epochs
         self._chunk_steps = config.chunk_epochs * config.steps_per_epoch
-        self._began, self.done = time.time(), 0.0
+        self._began, self.done = time.monotonic(), 0.0
 
     def __call__(self, step: int, metrics: dict[str, np.ndarray]) -> None:
         """Show steps a second over all lanes, and their mean energy."""
@@ -230,7 +227,7 @@ class Show:
             self.done = work * (step / self._chunk_steps - 1)
             self._bar.skip(self.done)
         self.done += work
-        now = time.time()
+        now = time.monotonic()
         rate, self._began = self._lanes * self._chunk_steps / (now - self._began), now
         energy = np.mean(metrics[f"{self._role}_energy"])
         self._bar.advance(

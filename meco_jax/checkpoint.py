@@ -1,15 +1,15 @@
-"""Files, written whole or not at all: trained policies without pickles, runs to resume."""
+"""Trained policies as files: arrays by name and JSON, without pickles."""
 
 from __future__ import annotations
 
 import functools
 import io
 import json
+import math
 import os
-import time
-from collections.abc import Callable
+import zipfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import numpy as np
@@ -22,6 +22,12 @@ from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
 
 FORMAT, GENERAL_FORMAT = "meco_jax policy 1", "meco_jax general policy 1"
 PRETRAINED = "pretrained.npz"
+MOST_BYTES, MOST_SETTINGS = 2**30, 2**20  # that a file may unpack to, all of it and its settings
+CHOICES = {
+    "role": ("student", "teacher"),
+    "scaling": ("log", "raw"),
+    "share_resources": (False, True),
+}
 
 
 def save_policy(
@@ -42,33 +48,94 @@ def save_policy(
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy | GeneralPolicy:
-    """Load a policy; every array's name, shape and type is checked, and no code is run.
+    """Load a policy, and run no code of the file.
+
+    Every array's name, shape, type and checksum is checked, all values are finite, a system is
+    in its range. What the file unpacks to is known before anything is unpacked.
 
     Raises:
-        ValueError: if the file is no policy, or an array is missing, unknown or misshapen.
+        ValueError: if the file is no policy, is damaged, or holds a value out of its range.
+        OSError: if there is no file, or it cannot be read.
     """
+    with open(path, "rb") as file:
+        content = file.read(min(os.fstat(file.fileno()).st_size, MOST_BYTES) + 1)
     try:
-        content = io.BytesIO(Path(path).read_bytes())
-        with np.load(content, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        wanted = _wanted(json.loads(str(arrays.pop("settings"))), arrays)
-    except OSError:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = _members(archive)
+            if members["settings"].file_size > MOST_SETTINGS:
+                raise ValueError(f"its settings take more than {MOST_SETTINGS} bytes")
+            settings = json.loads(str(_read(archive, members.pop("settings"))))
+            found = {name: _header(archive, member)[:2] for name, member in members.items()}
+            wanted = _wanted(settings, found)
+            expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(wanted).items()}
+            for name in sorted(expected.keys() | found.keys()):
+                if expected.get(name) != found.get(name):
+                    raise _MismatchError(
+                        f"path must hold {name} as {expected.get(name)}; "
+                        f"got {found.get(name)} in {path}"
+                    )
+            arrays = {name: _read(archive, member) for name, member in members.items()}
+        return _fill(wanted, arrays)
+    except _MismatchError:
         raise
-    except Exception as error:
+    except Exception as error:  # zipfile, NumPy and JSON have many for damaged bytes
+        text = str(error) or type(error).__name__
         raise ValueError(
-            f"path must be a policy saved by save_policy; got {path}: {error}"
+            f"path must be a policy saved by save_policy; got {path}: {text}"
         ) from None
-    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(wanted).items()}
-    found = {name: (leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ValueError(
-                f"path must hold {name} as {expected.get(name)}; got {found.get(name)} in {path}"
-            )
+
+
+class _MismatchError(ValueError):
+    """An array is missing, unknown, or of another shape or type."""
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Name the arrays of an archive that unpacks to a bounded number of bytes."""
+    infos = archive.infolist()
+    members = {info.filename.removesuffix(".npy"): info for info in infos}
+    if len(members) < len(infos):
+        raise ValueError("it names an array twice")
+    if sum(info.file_size for info in infos) > MOST_BYTES:
+        raise ValueError(f"it unpacks to more than {MOST_BYTES} bytes")
+    return members
+
+
+def _header(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo
+) -> tuple[tuple[int, ...], np.dtype, Literal["C", "F"], int]:
+    """Read shape, type and order of an array, and how many bytes come before it."""
+    with archive.open(member) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{member.filename} is no array of version 1.0")
+        shape, in_columns, kind = np.lib.format.read_array_header_1_0(file)
+        start = file.tell()
+    if kind.hasobject:
+        raise ValueError(f"{member.filename} must hold no objects")
+    if start + math.prod(shape) * kind.itemsize != member.file_size:
+        raise ValueError(f"{member.filename} must be as long as its array")
+    return shape, kind, "F" if in_columns else "C", start
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read an array, as many bytes as the archive says; at the last the checksum is checked."""
+    shape, kind, order, start = _header(archive, member)
+    with archive.open(member) as file:
+        content = file.read(member.file_size)
+        if len(content) < member.file_size:
+            raise ValueError(f"{member.filename} is cut off")
+    array = np.frombuffer(content, kind, offset=start).reshape(shape, order=order).copy()
+    if np.issubdtype(kind, np.floating) and not np.all(np.isfinite(array)):
+        raise ValueError(f"{member.filename} must hold finite numbers")
+    return array
+
+
+def _fill(wanted: Policy | GeneralPolicy, arrays: dict[str, np.ndarray]) -> Policy | GeneralPolicy:
+    """Put arrays into the policy that they were checked against."""
     tree = unflatten_dict({tuple(name.split("/")): leaf for name, leaf in arrays.items()})
     if isinstance(wanted, GeneralPolicy):
         return wanted.replace(**tree)
-    return wanted.replace(variables=tree["variables"], system=sy.System(**tree["system"]))
+    system = sy.check_system(sy.System(**tree["system"]))
+    return wanted.replace(variables=tree["variables"], system=system)
 
 
 @functools.cache
@@ -93,101 +160,40 @@ def _settings(policy: Policy | GeneralPolicy) -> dict[str, Any]:
     }
 
 
-def _wanted(settings: dict[str, Any], arrays: dict[str, Any]) -> Policy | GeneralPolicy:
-    """Describe the policy of these settings, with shapes in the place of arrays."""
+def _wanted(settings: dict[str, Any], found: dict[str, Any]) -> Policy | GeneralPolicy:
+    """Describe the policy of these settings, with shapes in the place of arrays.
+
+    Args:
+        settings: of the file.
+        found: shapes and types by name; a network has at least an array a layer.
+    """
     key = jax.random.key(0)
     if settings["format"] == GENERAL_FORMAT:
-        general = DeviceNetwork(settings["width"], settings["rounds"], settings["trust"])
+        width, rounds = _integer(settings, "width"), _integer(settings, "rounds", len(found))
+        trust = float(settings["trust"])
+        sy.require("trust", trust, 0.0, included=True)
+        general = DeviceNetwork(width, rounds, trust)
         return GeneralPolicy(jax.eval_shape(lambda: init_params(general, key)), general)
     if settings["format"] != FORMAT:
         raise ValueError(f"its format is {settings['format']!r}, not {FORMAT!r}")
-    network = Network(tuple(settings["hidden"]), settings["share_resources"])
-    num_devices = arrays["system/task_bits"].shape[0]
+    hidden = tuple(_integer({"hidden": width}, "hidden") for width in settings["hidden"])
+    if len(hidden) > len(found):
+        raise ValueError(f"hidden must be at most {len(found)} widths; got {len(hidden)}")
+    for name, known in CHOICES.items():
+        if settings[name] not in known:
+            raise ValueError(f"{name} must be one of {known}; got {settings[name]!r}")
+    network = Network(hidden, bool(settings["share_resources"]))
+    num_devices = found["system/task_bits"][0][0]
     variables = jax.eval_shape(lambda: init_variables(network, key, num_devices))
     system = jax.eval_shape(lambda: sy.check_system(sy.table1(num_devices)))
     return Policy(variables, system, network, settings["role"], settings["scaling"])
 
 
-class OtherRunError(ValueError):
-    """The folder holds a training with other settings."""
-
-
-class RunStore:
-    """Keep the latest checkpoints of one training in a folder, by Orbax."""
-
-    def __init__(self, folder: Path, settings: dict[str, Any], save_seconds: float) -> None:
-        """Open or make the folder.
-
-        Args:
-            folder: of this training alone.
-            settings: all that the training depends on, JSON values by name.
-            save_seconds: least time between two checkpoints [s].
-
-        Raises:
-            OtherRunError: if the folder holds a training with other settings.
-        """
-        import orbax.checkpoint as ocp  # here, since it takes a second
-
-        self._args = ocp.args
-        folder = folder.absolute()
-        (folder / "epochs").mkdir(parents=True, exist_ok=True)
-        record = folder / "settings.json"
-        settings = json.loads(json.dumps(settings))
-        if record.exists():
-            known = json.loads(record.read_text())
-            for name in sorted(known.keys() | settings.keys()):
-                if known.get(name) != settings.get(name):
-                    raise OtherRunError(
-                        f"{name} must be {known.get(name)} to go on with the run in {folder}; "
-                        f"got {settings.get(name)}"
-                    )
-        text = json.dumps(settings, indent=2).encode()
-        write_atomically(record, lambda file: file.write(text))
-        own = jax.process_index()
-        self._manager = ocp.CheckpointManager(
-            folder / "epochs",
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=2,
-                create=False,
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=False,
-                multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    primary_host=own, active_processes={own}, barrier_sync_key_prefix=str(own)
-                ),
-            ),
-        )
-        self._save_seconds, self._saved = save_seconds, time.monotonic()
-
-    def load(self, state: Any) -> tuple[int, Any, list[dict[str, np.ndarray]]] | None:
-        """Return the epochs done, a state like ``state`` and the history, if there are any."""
-        epoch = self._manager.latest_step()
-        if epoch is None:
-            return None
-        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
-        wanted = self._args.Composite(
-            state=self._args.StandardRestore(like), history=self._args.StandardRestore()
-        )
-        saved = self._manager.restore(epoch, args=wanted)
-        columns = {name: np.asarray(column) for name, column in saved["history"].items()}
-        rows = [{n: c[i] for n, c in columns.items()} for i in range(len(columns["step"]))]
-        return epoch, jax.tree.map(np.asarray, saved["state"]), rows
-
-    def save(
-        self, epoch: int, state: Callable[[], Any], history: list[dict[str, np.ndarray]], last: bool
-    ) -> None:
-        """Save, unless the last checkpoint is recent and this is not the last."""
-        if not last and time.monotonic() - self._saved < self._save_seconds:
-            return
-        columns = {name: np.stack([row[name] for row in history]) for name in history[0]}
-        content = self._args.Composite(
-            state=self._args.StandardSave(state()), history=self._args.StandardSave(columns)
-        )
-        self._manager.save(epoch, args=content)
-        self._saved = time.monotonic()
-
-    def close(self) -> None:
-        """Wait for what is being written."""
-        self._manager.close()
+def _integer(settings: dict[str, Any], name: str, most: float = math.inf) -> int:
+    value = settings[name]
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{name} must be an integer from 1 to {most}; got {value!r}")
+    return value
 
 
 def _leaves(policy: Policy | GeneralPolicy) -> dict[str, jax.Array]:

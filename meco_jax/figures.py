@@ -43,6 +43,7 @@ LINES: tuple[dict[str, Any], ...] = (  # of what is no scheme
 )
 ROUNDING = 1e-7  # gaps below are float32's
 STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: there on every machine
     "font.size": 9,
     "legend.fontsize": 8,
     "lines.linewidth": 1.2,

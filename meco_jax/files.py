@@ -1,12 +1,24 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that one process holds."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl as _fcntl
+except ImportError:  # no POSIX: folders are not locked
+    _fcntl = None  # type: ignore[assignment]
+
+PART, LOCK = ".part", ".lock"
+
+
+class InUseError(ValueError):
+    """Another process writes into the folder."""
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -15,16 +27,79 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     Args:
         path: the file.
         write: called with the open binary file.
+
+    Raises:
+        OSError: if it cannot be written; names ``path``, and nothing is left behind.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error says more
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+class FolderLock:
+    """Hold a folder against other processes; kill -9 lets go of it too."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the folder, and clear what a killed process left half-written.
+
+        Raises:
+            InUseError: if another process holds it.
+            OSError: if the folder cannot be written.
+        """
+        path = folder / LOCK
+        self._handle: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if not _lock(self._handle):
+                holder = os.read(self._handle, 20).decode().strip() or "unknown"
+                raise InUseError(
+                    f"{folder} is in use by another run (process {holder}); "
+                    f"wait for it or take another folder"
+                )
+            os.ftruncate(self._handle, 0)
+            _write(self._handle, f"{os.getpid()}\n".encode(), path)
+            for part in folder.glob(f".*{PART}"):
+                part.unlink(missing_ok=True)
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let go of the folder."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def _lock(handle: int) -> bool:
+    """Take an advisory lock on an open file; tell whether nobody else has it."""
+    if _fcntl is None:
+        return True
+    try:
+        _fcntl.flock(handle, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system that knows no locks
+        return True
+    return True
+
+
+def _write(handle: int, content: bytes, path: Path) -> None:
+    try:
+        os.write(handle, content)
+    except OSError as error:
+        error.filename = str(path)
         raise
 
 

@@ -21,8 +21,8 @@ from flax import struct
 
 from meco_jax import gradients as gr
 from meco_jax import system as sy
-from meco_jax.checkpoint import RunStore
 from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
+from meco_jax.store import RunStore
 from meco_jax.system import System, table1
 from meco_jax.training import History, Metrics, Report, cosine_adam, train_loop
 
@@ -127,7 +127,9 @@ def train_policy(
 
     Raises:
         ValueError: if a setting is out of its range; ``OtherRunError`` if ``folder`` holds a
-            run with other settings.
+            run with other settings, ``DamagedRunError`` if it cannot be read, ``InUseError`` if
+            another process trains in it.
+        OSError: if a checkpoint cannot be written; those before stay.
     """
     config = _check(config or PolicyConfig())
     run = start_policy(jax.random.key(seed), config)
@@ -141,19 +143,18 @@ def train_policy(
             "network": repr(config.network),
             "sample": config.sample.__name__,
         }
-        store = RunStore(Path(folder), settings, save_seconds)
-        saved = store.load(run[:2])
-        first, rows = 0, list[dict[str, np.ndarray]]()
-        if saved:
-            first, state, rows = saved
-            run = run._replace(params=state[0], optimizer=state[1])
+        with RunStore(Path(folder), settings, save_seconds) as store:
+            saved = store.load(run[:2])
+            first, rows = 0, list[dict[str, np.ndarray]]()
+            if saved:
+                first, state, rows = saved
+                run = run._replace(params=state[0], optimizer=state[1])
 
-        def save(epoch: int, run: PolicyRun, rows: list[dict[str, np.ndarray]]) -> None:
-            state = lambda: jax.tree.map(np.asarray, run[:2])  # noqa: E731
-            store.save(epoch, state, rows, epoch == config.epochs)
+            def save(epoch: int, run: PolicyRun, rows: list[dict[str, np.ndarray]]) -> None:
+                state = lambda: jax.tree.map(np.asarray, run[:2])  # noqa: E731
+                store.save(epoch, state, rows, epoch == config.epochs)
 
-        run, history = train_loop(step, run, config, report, first, rows, save)
-        store.close()
+            run, history = train_loop(step, run, config, report, first, rows, save)
     return GeneralPolicy(run.params, config.network), history
 
 

@@ -24,8 +24,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from meco_jax import system as sy
-from meco_jax.checkpoint import RunStore
 from meco_jax.network import Policy
+from meco_jax.store import RunStore
 from meco_jax.system import System, table1
 from meco_jax.training import (
     History,
@@ -122,7 +122,9 @@ def train_grid(
 
     Raises:
         ValueError: if a value is out of its range; ``OtherRunError`` if ``folder`` holds a
-            run with other settings.
+            run with other settings, ``DamagedRunError`` if it cannot be read, ``InUseError`` if
+            another process trains in it.
+        OSError: if a checkpoint cannot be written; those before stay.
     """
     config = check_config(config or TrainConfig())
     for name, values in lanes.settings.items():
@@ -131,26 +133,27 @@ def train_grid(
     groups = Groups(len(lanes.points), batch_size or lane_batch_size(lanes, config))
     arrays = groups.split((lanes.systems, lanes.seeds, lanes.settings))
     runs = groups.run(partial(_start_lanes, config=config, size=groups.size), arrays)
-    first, rows, store = 0, list[dict[str, np.ndarray]](), None
-    if folder is not None:
-        store = RunStore(Path(folder), _describe(lanes, config), save_seconds)
-        saved = store.load(_states(groups, runs))
-        if saved:
-            first, state, rows = saved
-            runs = groups.run(lambda run, own: run._replace(state=own), runs, groups.split(state))
 
     def step(runs: Parts, epoch: int) -> tuple[Parts, Metrics]:
         advance = partial(_advance_lanes, first_epoch=epoch, config=config, size=groups.size)
         runs, metrics = zip(*groups.run(advance, runs, arrays))
         return runs, groups.join(metrics)
 
-    def save(epoch: int, runs: Parts, rows: list[dict[str, np.ndarray]]) -> None:
-        if store:
-            store.save(epoch, lambda: _states(groups, runs), rows, epoch == config.epochs)
+    if folder is None:
+        runs, history = train_loop(step, runs, config, report)
+    else:
+        with RunStore(Path(folder), _describe(lanes, config), save_seconds) as store:
+            saved = store.load(_states(groups, runs))
+            first, rows = 0, list[dict[str, np.ndarray]]()
+            if saved:
+                first, state, rows = saved
+                own = groups.split(state)
+                runs = groups.run(lambda run, own: run._replace(state=own), runs, own)
 
-    runs, history = train_loop(step, runs, config, report, first, rows, save)
-    if store:
-        store.close()
+            def save(epoch: int, runs: Parts, rows: list[dict[str, np.ndarray]]) -> None:
+                store.save(epoch, lambda: _states(groups, runs), rows, epoch == config.epochs)
+
+            runs, history = train_loop(step, runs, config, report, first, rows, save)
     policies = make_policy(_states(groups, runs), lanes.systems, config)
     return jax.tree.map(jnp.asarray, policies), history
 

@@ -292,7 +292,8 @@ def test_lanes_measures_speed_memory_and_ratio(tmp_path):
 
 
 def test_kills_end_with_the_same_table(tmp_path):
-    flags = ("--runs=1", "--kills=1", "--epochs=1", "--save_seconds=0", f"--output_dir={tmp_path}")
+    flags = ("--scripts=sweep_k", "--runs=1", "--kills=1", "--epochs=1", "--save_seconds=0",
+             f"--output_dir={tmp_path}")  # fmt: skip
     result = run(*flags, script="kills")
     assert result.returncode == 0, result.stderr
     with open(tmp_path / "kills.csv") as file:

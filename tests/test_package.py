@@ -7,7 +7,8 @@ PACKAGE = Path(meco_jax.__file__).parent
 # fmt: off
 ORDER = (
     "files", "system", "allocation", "schemes", "optimal", "network", "policy", "checkpoint",
-    "gradients", "training", "policy_training", "sweep", "solver", "evaluation", "figures",
+    "store", "gradients", "training", "policy_training", "sweep", "solver", "evaluation",
+    "figures",
 )
 # fmt: on
 

@@ -23,8 +23,8 @@ from meco_jax import (
     table1,
     train_policy,
 )
-from meco_jax.checkpoint import OtherRunError
 from meco_jax.policy import DeviceNetwork, flips, init_params
+from meco_jax.store import OtherRunError
 
 TINY = PolicyConfig(
     batches=((8, 6), (4, 10)), network=DeviceNetwork(8, 1), steps_per_epoch=3, epochs=4

@@ -5,12 +5,12 @@ import pytest
 
 from meco_jax import (
     TrainConfig,
-    checkpoint,
     evaluate_grid,
     make_grid,
     pcos,
     sample_channels,
     solve,
+    store,
     sweep,
     table1,
     train,
@@ -131,7 +131,7 @@ def test_resume_is_bitwise_equal(tmp_path):
     finished, _ = train_grid(lanes(), config, **keep, report=kill)  # nothing left to do
     jax.tree.map(np.testing.assert_array_equal, whole.variables, finished.variables)
     with pytest.raises(
-        checkpoint.OtherRunError, match=r"batch_size must be 50 to go on with the run in .*; got"
+        store.OtherRunError, match=r"batch_size must be 50 to go on with the run in .*; got"
     ):
         train_grid(lanes(), config.replace(batch_size=25), folder=tmp_path)
     with pytest.raises(ValueError, match="num_devices must be"):
