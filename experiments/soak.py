@@ -146,7 +146,7 @@ def call(cases: list[Case], watch: Watch, seed: int) -> None:
 
 def programs() -> int:
     """Number of compiled programs that ``solve`` holds."""
-    return int(getattr(solver._solve, "_cache_size")())  # noqa: B009, jax does not type it
+    return int(solver._solve._cache_size())  # type: ignore[attr-defined]
 
 
 def most_programs() -> int:
