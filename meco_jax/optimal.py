@@ -33,6 +33,7 @@ from meco_jax.system import System
 COARSE = 33, 4.0  # prices of the grid, odd, so that mu* is one of them; half its width [ln W]
 FINE = 17, 0.3
 SEARCH_NODES = 200_000  # most sets that the exact search holds at once
+SEARCH_EXACT = 2_000  # most of them that it allocates exactly
 
 
 class Stage(NamedTuple):
@@ -160,7 +161,8 @@ def search(
     least = _least_dual(grid, forced)
     turn = np.where((base ^ grid.base)[:, None], -grid.turn, grid.turn)
     leave, stay = np.maximum(turn, 0), np.maximum(-turn, 0)
-    free = free[np.argsort((least + leave[free]).max(axis=1))]
+    free = free[np.argsort((least + leave[free]).max(axis=1), kind="stable")]
+    twins = _twins(p, free)
 
     cut = energy * (1 - tolerance)
     duals, sets = least[None], base[None]
@@ -173,19 +175,36 @@ def search(
         used = np.concatenate([used, used]) + sets[:, k] * p.min_time[k]
         low = duals.max(axis=1)
         keep = (low < cut) & (used <= p.slot * (1 + FIT_TOLERANCE))
+        if k in twins:  # which of two equal devices sends is all the same
+            keep &= sets[:, k] <= sets[:, twins[k]]
         order = np.flatnonzero(keep)[np.argsort(low[keep], kind="stable")]
         if len(order) > SEARCH_NODES:
             bound = min(bound, low[order[SEARCH_NODES]])
             order = order[:SEARCH_NODES]
         duals, sets, used = duals[order], sets[order], used[order]
     better = None
-    for low, candidate in zip(duals.max(axis=1), sets):
+    for number, (low, candidate) in enumerate(zip(duals.max(axis=1), sets)):
         if low >= cut:
+            break
+        if number == SEARCH_EXACT:
+            bound = min(bound, low)
             break
         value = _zoom(p, partial(_set_dual, candidate))[1]
         if value < cut:
             better, energy, cut = candidate, value, value * (1 - tolerance)
     return better, min(bound, cut)
+
+
+def _twins(p: Link, free: np.ndarray) -> dict[int, int]:
+    """Give each free device the one before it in the order that equals it, if there is one."""
+    last: dict[Any, Any] = {}
+    found: dict[int, int] = {}
+    for k in free:
+        own = tuple(terms[k] for terms in (p.load, p.gain, p.weight, p.local))
+        if own in last:
+            found[k] = last[own]
+        last[own] = k
+    return found
 
 
 def _host_link(system: System, h: np.ndarray) -> Link:
