@@ -195,10 +195,10 @@ def search(
     return better, min(bound, cut)
 
 
-def _twins(p: Link, free: np.ndarray) -> dict[int, int]:
+def _twins(p: Link, free: np.ndarray) -> dict[Any, Any]:
     """Give each free device the one before it in the order that equals it, if there is one."""
     last: dict[Any, Any] = {}
-    found: dict[int, int] = {}
+    found: dict[Any, Any] = {}
     for k in free:
         own = tuple(terms[k] for terms in (p.load, p.gain, p.weight, p.local))
         if own in last:
