@@ -19,7 +19,10 @@ matplotlib.use("Agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40)
-settings.load_profile("ci")
+settings.register_profile(  # at random, and as many as asked for
+    "fuzz", deadline=None, max_examples=int(os.environ.get("MECO_FUZZ", "1")), print_blob=True
+)
+settings.load_profile("fuzz" if "MECO_FUZZ" in os.environ else "ci")
 
 
 @pytest.fixture
