@@ -22,6 +22,7 @@ from meco_jax.system import System
 FIT_TOLERANCE = 5e-7  # a set whose fastest times exceed the slot by less still fits [-]
 NATS_STEPS = 2  # Halley, to float32's last digits from any price; 5e-9 in float64
 NEWTON_STEPS = 10  # for the price of a fixed set; 6 reach float32 save where many powers cap
+LEAST_POWER = 1e-37  # less has no digits in float32; a task is through sooner with it [W]
 LEAST_LOG_Y = -80.0  # x^2 must not underflow; at x = 6e-18 and below energies are the same
 BISECTION_STEPS = 30  # for the relaxed price: halves a bracket of e^10 to float32's last digits
 
@@ -208,7 +209,8 @@ def send_power(link: Link, offload: jax.Array, time: jax.Array) -> jax.Array:
     """Power that sends the parts ``offload`` in ``time`` [s], (e^x - 1) / g: ``[K]`` [W]."""
     sends = link.usable & (offload > 0) & (time > 0)
     nats = jnp.where(sends, offload * link.load / jnp.where(sends, time, 1.0), 0.0)
-    return jnp.where(nats < link.max_nats, jnp.expm1(nats) / link.gain, link.max_power)
+    power = jnp.maximum(jnp.expm1(nats) / link.gain, jnp.where(sends, LEAST_POWER, 0.0))
+    return jnp.where(nats < link.max_nats, power, link.max_power)
 
 
 def energy_spent(link: Link, offload: jax.Array, time: jax.Array) -> jax.Array:
