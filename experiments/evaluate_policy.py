@@ -20,6 +20,7 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
+import readme_tables
 from absl import flags
 
 from meco_jax import GeneralPolicy, System, figures, load_policy, pretrained, solve
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> None:
     else:
         tables = evaluate(efforts)
     draw(folder, tables)
-    report(tables["gaps"], efforts)
+    report(tables["gaps"])
 
 
 def evaluate(efforts: list[int]) -> dict[str, list[dict[str, Any]]]:
@@ -218,20 +219,9 @@ def draw(folder: Path, tables: dict[str, list[dict[str, Any]]]) -> None:
     figures.save_figure(figures.gap_figure(panels), folder / "csi")
 
 
-def report(gaps: list[dict[str, Any]], efforts: list[int]) -> None:
+def report(gaps: list[dict[str, Any]]) -> None:
     """Print the table as README has it: a row a K, the means over its rows and the worst."""
-    names = ["no_network"] + [f"effort_{n}" for n in efforts]
-    print("| K | " + " | ".join(name.replace("_", " ") for name in names) + " |")
-    print("|---" * (len(names) + 1) + "|")
-    for num_devices in dict.fromkeys(row["num_devices"] for row in gaps):
-        few = [row for row in gaps if row["num_devices"] == num_devices]
-        cells = []
-        for name in names:
-            means = [row[f"{name}_gap_mean"] for row in few]
-            worst = np.nanmax([row[f"{name}_gap_worst"] for row in few])
-            cells.append(f"{100 * np.nanmean(means):.2g}, {100 * np.nanmax(means):.2g}, "
-                         f"{100 * worst:.2g}")  # fmt: skip
-        print(f"| {num_devices:g} | " + " | ".join(cells) + " |")
+    readme_tables.show(readme_tables.policy(gaps))
     print(f"feasible for one of policy and optimum alone: {sum(row['missed'] for row in gaps)}")
 
 

@@ -21,6 +21,7 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
+import readme_tables
 from absl import flags
 
 from meco_jax import GeneralPolicy, PolicyConfig, System, figures, pad_devices, solve
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
     rows = summarise(common.read_csv(folder / "runs.csv"), common.read_csv(folder / "history.csv"))
     common.write_csv(folder / "results.csv", rows)
     draw(folder, rows)
-    report(rows)
+    readme_tables.show(readme_tables.gradients(rows))
 
 
 def same_settings(path: Path) -> None:
@@ -278,22 +279,6 @@ def draw(folder: Path, rows: list[dict[str, Any]]) -> None:
         curves[way] = {name: np.reshape([row[name] for row in mine], (seeds, -1))
                        for name in ("step", "gap", "within_deadline")}  # fmt: skip
     figures.save_figure(figures.learning_figure(curves), folder / "gradients")
-
-
-def report(rows: list[dict[str, Any]]) -> None:
-    """Print the table as README has it: means over K and b, and the worst."""
-    print("| way | gap [%] | worst cell [%] | worst channel [%] | within the deadline [%] "
-          "| steps to twice the final gap | rate |")  # fmt: skip
-    print("|---" * 7 + "|")
-    for way in dict.fromkeys(row["method"] for row in rows):
-        few = [row for row in rows if row["method"] == way]
-        gap = 100 * np.mean([r["gap_mean"] for r in few])
-        half = 100 * np.mean([r["gap_ci95"] for r in few])
-        cell, channel = (100 * max(r[n] for r in few) for n in ("gap_mean", "gap_worst"))
-        within = 100 * np.mean([r["within_deadline"] for r in few])
-        steps = few[0]["steps_to_twice"]
-        print(f"| {way} | {gap:.2f} ± {half:.2f} | {cell:.2f} | {channel:.0f} | {within:.1f} "
-              f"| {steps:.0f} | {few[0]['learning_rate']:g} |")  # fmt: skip
 
 
 def _matches(row: dict[str, Any], mine: dict[str, Any]) -> bool:

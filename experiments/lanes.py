@@ -18,6 +18,7 @@ from typing import Any
 import common
 import jax
 import numpy as np
+import readme_tables
 import trainings
 from absl import flags
 
@@ -64,13 +65,9 @@ def main(argv: list[str]) -> None:
         bar.advance(1, "one call against many")
     common.write_run(folder / "run.json")
     draw(folder)
-    for r in rows:
-        print(f"{r['lanes']:4} lanes by {r['method']:<8}{r['lane_steps_per_s']:8.1f} lane steps/s"
-              f"{r['peak_mb']:8.0f} MB")  # fmt: skip
-    for r in ratios:
-        print(f"{r['lanes']:4} lanes, {r['steps']:5} steps, one call {r['one_call_s']:7.1f} s, "
-              f"separate calls {r['separate_calls_s']:7.1f} s, {r['ratio']:.1f} times, "
-              f"of CPU time {r['cpu_ratio']:.1f} times")  # fmt: skip
+    readme_tables.show(readme_tables.lanes(rows))
+    print(f"{ratios[0]['lanes']} lanes in one call, and in a call each:")
+    readme_tables.show(readme_tables.ratios(ratios))
 
 
 def measure(num_devices: int, number: int, size: int, config: TrainConfig) -> dict[str, float]:

@@ -15,6 +15,7 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
+import readme_tables
 from absl import flags
 
 from meco_jax import System, sample_systems, solve
@@ -87,10 +88,7 @@ def row(name: str, single: Values, double: Values) -> dict[str, Any]:
 
 def report(rows: list[dict[str, Any]], single: Values, double: Values) -> None:
     """Print the table as README has it, and how often the precisions decide otherwise."""
-    print("| quantity | median error | 99th percentile | largest | budget |\n" + "|---" * 5 + "|")
-    for r in rows:
-        cells = (r["error_median"], r["error_p99"], r["error_max"], r["budget"])
-        print(f"| {r['quantity']} | " + " | ".join(f"{cell:.0e}" for cell in cells) + " |")
+    readme_tables.show(readme_tables.precision(rows))
     for method in METHODS:
         names = f"{method}: feasible", f"{method}: offload"
         feasible, offload = (np.abs(1.0 * single[n] - double[n]) for n in names)

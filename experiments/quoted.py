@@ -1,4 +1,4 @@
-"""What README quotes, written anew from the committed csv: tables cell by cell, and sentences."""
+"""What README quotes against the committed csv: tables cell by cell, and sentences."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import claims
 import common
 import numpy as np
+import readme_tables
+from readme_tables import Lines, Rows, energy_over, number
 
-Rows = list[dict[str, Any]]
-Lines = list[list[str]]  # cells, the header first
 Finding = tuple[str, str, str, str, bool]  # what, README's, the csv's, tolerance, verdict
 DIGITS = "the digits printed"
 
@@ -23,8 +22,8 @@ def check(part: str, readme: str, folder: Path) -> Iterator[Finding]:
     """Check the "tables" or the "prose" of README against the csv in a folder."""
     if part == "tables":
         for names, write in TABLES:
-            tables = [common.read_csv(folder / f"{name}.csv") for name in names]
-            yield from check_table(", ".join(names), write(*tables), readme)
+            rows = [common.read_csv(folder / f"{name}.csv") for name in names]
+            yield from check_table(", ".join(names), write(*rows), readme)
     else:
         words = " ".join(readme.split())
         for name, pattern, quote in PROSE:
@@ -64,135 +63,18 @@ def find_table(readme: str, header: list[str]) -> Lines:
     return [[cell.strip() for cell in line] for line in table[:1] + table[2:]]
 
 
-def number(value: float) -> str:
-    """Write a number with two digits, or all before the point."""
-    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
-
-
-def energy_over(rows: Rows, axis: str = "num_devices") -> Callable[[str, str], np.ndarray]:
-    """Return a function of two schemes: energy of the one over the other's, along an axis."""
-    energy = claims.means(rows, axis, "energy_mean_j")
-    return lambda scheme, other: energy[scheme] / energy[other]
-
-
-def figure4(rows: Rows) -> Lines:
-    """Write the table of Figure 4: means over seeds."""
-    over = energy_over(rows)
-    optimum = claims.means(rows, "num_devices", "energy_mean_j")["optimal"]
-    on_time = claims.means(rows, "num_devices", "deadline_met_fraction")
-    infeasible = claims.means(rows, "num_devices", "infeasible_fraction")["optimal"]
-    lines: dict[str, tuple[Any, str]] = {
-        "K": (sorted({row["num_devices"] for row in rows}), "{:g}"),
-        "optimum of P1, certified [J]": (optimum, "{:.4f}"),
-        "lower bound over optimum [%]": (over("lower_bound", "optimal") - 1, "{:+.1%}"),
-        "optimal PCOS over optimum [%]": (over("pcos", "optimal") - 1, "{:+.1%}"),
-        "learned PCOS over optimal PCOS [%]": (over("pcos_learned", "pcos") - 1, "{:+.1%}"),
-        "BCOS, made feasible, over optimum [%]": (over("bcos", "optimal") - 1, "{:+.1%}"),
-        "BCOS, made feasible, over lower bound [%]": (over("bcos", "lower_bound") - 1, "{:+.1%}"),
-        "BCOS, raw network, over optimum [%]": (over("bcos_raw", "optimal") - 1, "{:+.0%}"),
-        "MCOS over optimum [times]": (over("mcos", "optimal"), "{:.0f}"),
-        "raw BCOS within the deadline [%]": (on_time["bcos_raw"], "{:.1%}"),
-        "learned PCOS within the deadline [%]": (on_time["pcos_learned"], "{:.1%}"),
-        "infeasible channels [%]": (infeasible, "{:.2%}"),
-    }
-    return [[title, *(form.format(value).strip("%") for value in values)]
-            for title, (values, form) in lines.items()]  # fmt: skip
-
-
-def paper(*tables: Rows) -> Lines:
-    """Write the lines of claims.py."""
-    lines = [["figure", "the paper says", "checked on", "holds", "measured"]]
-    for figure, rows in zip((4, 5, 6), tables):
-        judge = {4: claims.figure4, 5: claims.figure5, 6: claims.figure6}[figure]
-        for sentence, side, verdict, measured in judge(rows):
-            lines.append([str(figure), sentence, side, "yes" if verdict else "no", measured])
-    return lines
-
-
-def frontier(rows: Rows) -> Lines:
-    """Write gap against speed: a line a method."""
-    devices = list(dict.fromkeys(row["num_devices"] for row in rows))
-    header = ["method"]
-    for k in devices:
-        header += [f"K = {k:g}: mean, worst gap [%]", "channels/s", "p50, p99 [us]"]
-    lines = [header]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        cells = [method]
-        for r in (row for row in rows if row["method"] == method):
-            gaps = [100 * r[name] for name in ("gap_mean", "gap_worst")]
-            cells += [
-                ", ".join(number(gap) if gap > 1e-4 else "0" for gap in gaps),
-                number(r["channels_per_second"]),
-                f"{r['p50_us']:.0f}, {r['p99_us']:.0f}",
-            ]
-        lines.append(cells)
-    return lines
-
-
-def certify(rows: Rows) -> Lines:
-    """Write the rows that one stage does not certify whole."""
-    header = ["K", "b", "T [s]", "feasible [%]", "certified by one stage [%]", "by `solve` [%]",
-              "equal to the true optimum [%]", "worst gap"]  # fmt: skip
-    shares = "certified_one_stage", "certified", "optimal_fraction"
-    return [header] + [
-        [f"{r['num_devices']:g}", f"{r['log_base']:.3g}", f"{r['slot']:g}",
-         f"{100 * r['feasible_fraction']:.1f}", *(f"{100 * r[name]:.2f}" for name in shares),
-         f"{r['gap_worst']:.2g}"] for r in rows if r["certified_one_stage"] < 1
-    ]  # fmt: skip
-
-
-def scale(rows: Rows) -> Lines:
-    """Write time, memory and gap: a column a K."""
-    return [
-        ["K", *(f"{r['num_devices']:g}" for r in rows)],
-        ["time a channel [ms]", *(number(r["us_per_channel"] / 1e3) for r in rows)],
-        ["working memory a channel [kB]", *(f"{r['bytes_per_channel'] / 1e3:.0f}" for r in rows)],
-        ["peak of the process [MB]", *(f"{r['process_peak_mb']:.0f}" for r in rows)],
-        ["proven gap, mean", *(f"{r['gap_mean']:.0e}" for r in rows)],
-        ["proven gap, worst", *(f"{r['gap_worst']:.0e}" for r in rows)],
-    ]
-
-
-def policy(rows: Rows) -> Lines:
-    """Write the policy's gaps as evaluate_policy.py does: mean, largest row mean, worst."""
-    names = [name.removesuffix("_gap_mean") for name in rows[0] if name.endswith("_gap_mean")]
-    lines = [["K", *(name.replace("_", " ") for name in names)]]
-    for k in dict.fromkeys(row["num_devices"] for row in rows):
-        few = [row for row in rows if row["num_devices"] == k]
-        cells = [f"{k:g}"]
-        for name in names:
-            means, worst = ([100 * r[f"{name}_gap_{n}"] for r in few] for n in ("mean", "worst"))
-            three = np.nanmean(means), np.nanmax(means), np.nanmax(worst)
-            cells.append(", ".join(f"{value:.2g}" for value in three))
-        lines.append(cells)
-    return lines
-
-
-def gradients(rows: Rows) -> Lines:
-    """Write the ways to learn a decision as gradients.py does."""
-    lines = [["way", "gap [%]", "worst cell [%]", "worst channel [%]", "within the deadline [%]",
-              "steps to twice the final gap", "rate"]]  # fmt: skip
-    for way in dict.fromkeys(row["method"] for row in rows):
-        few = [row for row in rows if row["method"] == way]
-        mean = {name: 100 * np.mean([r[name] for r in few]) for name in
-                ("gap_mean", "gap_ci95", "within_deadline")}  # fmt: skip
-        cell, channel = (100 * max(r[name] for r in few) for name in ("gap_mean", "gap_worst"))
-        lines.append([
-            way, f"{mean['gap_mean']:.2f} ± {mean['gap_ci95']:.2f}", f"{cell:.2f}",
-            f"{channel:.0f}", f"{mean['within_deadline']:.1f}", f"{few[0]['steps_to_twice']:.0f}",
-            f"{few[0]['learning_rate']:g}",
-        ])  # fmt: skip
-    return lines
-
-
 TABLES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
-    (("figure4",), figure4),
-    (("figure4", "figure5", "figure6"), paper),
-    (("frontier",), frontier),
-    (("certify",), certify),
-    (("scale",), scale),
-    (("policy",), policy),
-    (("gradients",), gradients),
+    (("figure4",), readme_tables.figure4),
+    (("figure4", "figure5", "figure6"), readme_tables.paper),
+    (("frontier",), readme_tables.frontier),
+    (("certify",), readme_tables.certify),
+    (("scale",), readme_tables.scale),
+    (("policy",), readme_tables.policy),
+    (("gradients",), readme_tables.gradients),
+    (("lanes",), readme_tables.lanes),
+    (("lanes_ratio",), readme_tables.ratios),
+    (("precision",), readme_tables.precision),
+    (("soak",), readme_tables.soak),
 ]
 
 

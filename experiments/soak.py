@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import common
 import jax
 import numpy as np
+import readme_tables
 from absl import flags
 
 from meco_jax import Solution, System, figures, sample_channels, solve, solver, table1
@@ -168,18 +169,7 @@ def memory_mb() -> float:
 
 def report(latency: list[dict[str, Any]], found: dict[str, Any]) -> None:
     """Print the latencies of batches of similar size, and stop if something is wrong."""
-    print("| method | channels | calls | p50 [ms] | p99 [ms] |\n" + "|---" * 5 + "|")
-    for method in FLAGS.methods:
-        rows = [row for row in latency if row["method"] == method]
-        for low, high in ((1, 1), (2, 15), (16, 255), (256, 2**30)):
-            few = [row for row in rows if low <= row["channels"] <= high]
-            if few:
-                calls = sum(row["calls"] for row in few)
-                p50 = sum(row["p50_us"] * row["calls"] for row in few) / calls
-                p99 = max(row["p99_us"] for row in few)
-                sizes = [row["channels"] for row in few]
-                print(f"| {method} | {min(sizes)}-{max(sizes)} | {calls} "
-                      f"| {p50 / 1e3:.2f} | {p99 / 1e3:.2f} |")  # fmt: skip
+    readme_tables.show(readme_tables.soak(latency))
     print(", ".join(f"{name} {value}" for name, value in found.items()))
     if found["wrong_answers"] or found["errors"]:
         common.stop("an answer differs from that of a single thread, or a call failed", 1)

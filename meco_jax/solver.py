@@ -90,10 +90,11 @@ def solve(
         )
     sy.require("tolerance", tolerance, 0.0, included=False)
     own = policy if method == "bcos" else None
-    if _is_traced(h, system) or _stays_on_device(h, method):
+    batch = _batch_shape(system, h)
+    if _is_traced(h, system, own) or _stays_on_device(h, method) or 0 in batch:
         return _solve(h, system, own, method, effort=effort)
     multiple = 1 if isinstance(own, Policy) else DEVICE_MULTIPLE
-    if not _batch_shape(system, h):
+    if not batch:
         found = _solve_one(h, system, own, method, effort, -h.shape[-1] % multiple)
         if method != "optimal" or not found.energy - found.lower_bound > tolerance * found.energy:
             return found

@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from cases import quick_environment
 
 from meco_jax import load_policy, sample_channels, solve, table1
 
@@ -26,18 +26,10 @@ TINY = (
 
 def run(*flags, script="sweep_k", **keywords):
     command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *flags]
+    keywords = {"env": quick_environment()} | keywords
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False, **keywords
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """Let the scripts share what they compile."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-            patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +133,9 @@ def test_killed_at_any_moment_and_resumed(finished, tmp_path):
     command = [sys.executable, str(ROOT / "experiments" / "sweep_k.py"), *TINY,
                f"--output_dir={folder}", "--save_seconds=0"]  # fmt: skip
     for moment in ("checkpoints/bcos/epochs/3", "checkpoints/pcos/epochs/3"):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=quick_environment()
+        )
         deadline = time.time() + 240
         while not (folder / moment).exists() and time.time() < deadline:
             time.sleep(0.01)
@@ -161,7 +155,7 @@ def test_two_processes_share_the_lanes(finished, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = quick_environment("--xla_force_host_platform_device_count=2")
     command = [sys.executable, str(ROOT / "experiments" / "sweep_k.py"), *TINY,
                f"--output_dir={tmp_path}", f"--coordinator_address={address}",
                "--num_processes=2"]  # fmt: skip
@@ -187,7 +181,7 @@ def test_two_processes_share_the_lanes(finished, tmp_path):
 def test_interrupt_says_how_to_go_on(tmp_path):
     command = [sys.executable, str(ROOT / "experiments" / "sweep_k.py"), *TINY, "--epochs=50000",
                f"--output_dir={tmp_path}", "--save_seconds=0"]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=quick_environment())
     deadline = time.time() + 240
     while not list(tmp_path.glob("checkpoints/bcos/epochs/1*")) and time.time() < deadline:
         time.sleep(0.2)

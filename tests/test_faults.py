@@ -22,6 +22,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from cases import quick_environment
 from test_experiments import ROOT, TINY, run
 
 import meco_jax
@@ -353,7 +354,8 @@ def odd_environment(folder):
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     odd = {"PYTHONPATH": path, "HOME": str(home), "MPLCONFIGDIR": str(home / "config"),
            "MATPLOTLIBRC": str(folder), "MPLBACKEND": "TkAgg"}  # fmt: skip
-    return {name: text for name, text in os.environ.items() if name != "DISPLAY"} | odd
+    quick = quick_environment()
+    return {name: text for name, text in quick.items() if name != "DISPLAY"} | odd
 
 
 def test_killed_damaged_and_without_clock_fonts_or_display(finished, tmp_path):

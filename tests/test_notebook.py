@@ -1,10 +1,11 @@
 """The Colab notebook, top to bottom, with a tiny preset."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+from cases import quick_environment
 
 NOTEBOOK = Path(__file__).parent.parent / "experiments" / "colab_tpu.ipynb"
 EXECUTE = """
@@ -18,7 +19,7 @@ nbformat.write(notebook, sys.argv[2])
 
 def test_runs_top_to_bottom(tmp_path):
     command = [sys.executable, "-c", EXECUTE, str(NOTEBOOK), "executed.ipynb"]
-    environment = os.environ | {"MECO_PRESET": "tiny"}
+    environment = quick_environment(MECO_PRESET="tiny")
     result = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

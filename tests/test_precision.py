@@ -4,10 +4,12 @@ import csv
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from cases import quick_environment
 from test_experiments import run
 
 from meco_jax import pretrained, schemes, system
@@ -27,14 +29,15 @@ import jax, numpy as np
 from instances import KINDS, Knobs, draw
 from meco_jax import PolicyConfig, TrainConfig, policy, solve, table1, train, train_policy
 assert jax.config.jax_debug_nans
+def energy(h, system, method):
+    energy = solve(h, system, method=method).energy
+    return jax.numpy.sum(jax.numpy.where(jax.numpy.isfinite(energy), energy, 0.0))
+slope = jax.jit(jax.grad(energy), static_argnums=2)
 for number, kind in enumerate(KINDS):
     system, h = draw(Knobs(number, 8, kind, 3.0), 16)
     for method in ("mcos", "mcos_partial", "pcos", "optimal", "bcos"):
         solve(h, system, method=method)
-        energy = lambda h: jax.numpy.sum(jax.numpy.where(
-            jax.numpy.isfinite(solve(h, system, method=method).energy),
-            solve(h, system, method=method).energy, 0.0))
-        slope = jax.jit(jax.grad(energy))(h)
+        slope(h, system, method)
 for scheme in ("bcos", "pcos"):
     config = TrainConfig(scheme=scheme, num_channels=40, batch_size=20, epochs=1, chunk_epochs=1,
                          hidden=(8,))
@@ -46,8 +49,11 @@ train_policy(0, PolicyConfig(batches=((8, 6),), network=network, steps_per_epoch
 
 def test_float32_stays_within_its_budget(tmp_path):
     """Against a process in float64: the x64 run."""
+    flags = ("--channels=200", "--num_devices=8", f"--output_dir={tmp_path}")
     result = run(
-        "--channels=200", "--num_devices=8", f"--output_dir={tmp_path}", script="precision"
+        *flags,
+        script="precision",
+        env=dict(os.environ),  # optimised, as users run it
     )
     assert result.returncode == 0, result.stderr
     with open(tmp_path / "precision.csv") as file:
@@ -85,7 +91,7 @@ def dots(jaxpr):
 
 def test_no_nan_is_ever_computed():
     """Every method, its gradient and every training under JAX_DEBUG_NANS."""
-    environment = os.environ | {"JAX_DEBUG_NANS": "1", "PYTHONPATH": os.path.dirname(__file__)}
+    environment = quick_environment(JAX_DEBUG_NANS="1", PYTHONPATH=str(Path(__file__).parent))
     result = subprocess.run(
         [sys.executable, "-c", CHECKED],
         env=environment,

@@ -127,14 +127,44 @@ def test_chunks_change_nothing(method, policy, key, monkeypatch):
     meco_jax.solver._solve.clear_cache()
 
 
-def test_one_compile_a_shape(key):
-    system = table1(6)
-    for seed in range(3):
-        solve(sample_channels(jax.random.key(seed), system, 9), system, method="pcos")
-        if seed == 0:
-            compiled = meco_jax.solver._solve._cache_size()
-    solve(sample_channels(key, system, 9), table1(6, slot=0.7, seed=4), method="pcos")
-    assert meco_jax.solver._solve._cache_size() == compiled
+def test_sizes_share_programs(key):
+    """Batches up to a power of two and K up to a multiple of eight compile once."""
+    programs = meco_jax.solver._solve._cache_size
+    solve(sample_channels(key, table1(8), 16), table1(8), method="pcos")
+    before = programs()
+    for number, devices in ((9, 6), (12, 8), (16, 1), (15, 3)):
+        system = table1(devices, slot=0.7, seed=number)
+        slots = np.linspace(0.3, 0.6, number)  # a field of each channel's own
+        h = sample_channels(key, system, number)
+        solve(h, system, method="pcos")
+        found = solve(h, system.replace(slot=slots), method="pcos")
+        assert found.power.shape == (number, devices)
+    assert programs() == before
+    for devices in (3, 7):  # one channel alone
+        solve(np.ones(devices), table1(devices), method="pcos")
+    assert programs() == before + 1
+
+
+def test_blocks_change_nothing(key, monkeypatch):
+    system = table1(5)
+    h = sample_channels(key, system, 7)
+    whole = solve(h, system, method="optimal")
+    monkeypatch.setattr(meco_jax.solver, "BLOCKS", (1, 2))
+    blocks = solve(h, system, method="optimal")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), blocks, whole)
+
+
+@pytest.mark.parametrize("method", ["optimal", "bcos"])
+def test_no_channel_is_no_answer(method):
+    solution = solve(np.ones((2, 0, 3)), table1(3), method=method)
+    assert solution.power.shape == (2, 0, 3)
+    assert solution.feasible.shape == (2, 0)
+
+
+def test_a_policy_may_be_traced(policy, key):
+    h = sample_channels(key, table1(5), 4)
+    energy = jax.jit(lambda policy: solve(h, policy=policy).energy)(policy)
+    np.testing.assert_allclose(energy, solve(h, policy=policy).energy, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

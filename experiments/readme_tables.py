@@ -1,0 +1,192 @@
+"""The tables of README, written from the rows of csv files: lists of cells, the header first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import claims
+import numpy as np
+
+Rows = list[dict[str, Any]]
+Lines = list[list[str]]  # cells
+
+
+def show(lines: Lines) -> None:
+    """Print a table in Markdown."""
+    for number, cells in enumerate(lines):
+        print("| " + " | ".join(cells) + " |")
+        if not number:
+            print("|---" * len(cells) + "|")
+
+
+def number(value: float) -> str:
+    """Write a number with two digits, or all before the point."""
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+
+
+def energy_over(rows: Rows, axis: str = "num_devices") -> Callable[[str, str], np.ndarray]:
+    """Return a function of two schemes: energy of the one over the other's, along an axis."""
+    energy = claims.means(rows, axis, "energy_mean_j")
+    return lambda scheme, other: energy[scheme] / energy[other]
+
+
+def figure4(rows: Rows) -> Lines:
+    """Write the table of Figure 4: means over seeds."""
+    over = energy_over(rows)
+    optimum = claims.means(rows, "num_devices", "energy_mean_j")["optimal"]
+    on_time = claims.means(rows, "num_devices", "deadline_met_fraction")
+    infeasible = claims.means(rows, "num_devices", "infeasible_fraction")["optimal"]
+    lines: dict[str, tuple[Any, str]] = {
+        "K": (sorted({row["num_devices"] for row in rows}), "{:g}"),
+        "optimum of P1, certified [J]": (optimum, "{:.4f}"),
+        "lower bound over optimum [%]": (over("lower_bound", "optimal") - 1, "{:+.1%}"),
+        "optimal PCOS over optimum [%]": (over("pcos", "optimal") - 1, "{:+.1%}"),
+        "learned PCOS over optimal PCOS [%]": (over("pcos_learned", "pcos") - 1, "{:+.1%}"),
+        "BCOS, made feasible, over optimum [%]": (over("bcos", "optimal") - 1, "{:+.1%}"),
+        "BCOS, made feasible, over lower bound [%]": (over("bcos", "lower_bound") - 1, "{:+.1%}"),
+        "BCOS, raw network, over optimum [%]": (over("bcos_raw", "optimal") - 1, "{:+.0%}"),
+        "MCOS over optimum [times]": (over("mcos", "optimal"), "{:.0f}"),
+        "raw BCOS within the deadline [%]": (on_time["bcos_raw"], "{:.1%}"),
+        "learned PCOS within the deadline [%]": (on_time["pcos_learned"], "{:.1%}"),
+        "infeasible channels [%]": (infeasible, "{:.2%}"),
+    }
+    return [[title, *(form.format(value).strip("%") for value in values)]
+            for title, (values, form) in lines.items()]  # fmt: skip
+
+
+def paper(*tables: Rows) -> Lines:
+    """Write the lines of claims.py."""
+    lines = [["figure", "the paper says", "checked on", "holds", "measured"]]
+    for figure, rows in zip((4, 5, 6), tables):
+        judge = {4: claims.figure4, 5: claims.figure5, 6: claims.figure6}[figure]
+        for sentence, side, verdict, measured in judge(rows):
+            lines.append([str(figure), sentence, side, "yes" if verdict else "no", measured])
+    return lines
+
+
+def frontier(rows: Rows) -> Lines:
+    """Write gap against speed: a line a method."""
+    devices = list(dict.fromkeys(row["num_devices"] for row in rows))
+    header = ["method"]
+    for k in devices:
+        header += [f"K = {k:g}: mean, worst gap [%]", "channels/s", "p50, p99 [us]"]
+    lines = [header]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = [method]
+        for r in (row for row in rows if row["method"] == method):
+            gaps = [100 * r[name] for name in ("gap_mean", "gap_worst")]
+            cells += [
+                ", ".join(number(gap) if gap > 1e-4 else "0" for gap in gaps),
+                number(r["channels_per_second"]),
+                f"{r['p50_us']:.0f}, {r['p99_us']:.0f}",
+            ]
+        lines.append(cells)
+    return lines
+
+
+def certify(rows: Rows) -> Lines:
+    """Write the rows that one stage does not certify whole."""
+    header = ["K", "b", "T [s]", "feasible [%]", "certified by one stage [%]", "by `solve` [%]",
+              "equal to the true optimum [%]", "worst gap"]  # fmt: skip
+    shares = "certified_one_stage", "certified", "optimal_fraction"
+    return [header] + [
+        [f"{r['num_devices']:g}", f"{r['log_base']:.3g}", f"{r['slot']:g}",
+         f"{100 * r['feasible_fraction']:.1f}", *(f"{100 * r[name]:.2f}" for name in shares),
+         f"{r['gap_worst']:.2g}"] for r in rows if r["certified_one_stage"] < 1
+    ]  # fmt: skip
+
+
+def scale(rows: Rows) -> Lines:
+    """Write time, memory and gap: a column a K."""
+    return [
+        ["K", *(f"{r['num_devices']:g}" for r in rows)],
+        ["time a channel [ms]", *(number(r["us_per_channel"] / 1e3) for r in rows)],
+        ["working memory a channel [kB]", *(f"{r['bytes_per_channel'] / 1e3:.0f}" for r in rows)],
+        ["peak of the process [MB]", *(f"{r['process_peak_mb']:.0f}" for r in rows)],
+        ["proven gap, mean", *(f"{r['gap_mean']:.0e}" for r in rows)],
+        ["proven gap, worst", *(f"{r['gap_worst']:.0e}" for r in rows)],
+    ]
+
+
+def policy(rows: Rows) -> Lines:
+    """Write the policy's gaps as evaluate_policy.py does: mean, largest row mean, worst."""
+    names = [name.removesuffix("_gap_mean") for name in rows[0] if name.endswith("_gap_mean")]
+    lines = [["K", *(name.replace("_", " ") for name in names)]]
+    for k in dict.fromkeys(row["num_devices"] for row in rows):
+        few = [row for row in rows if row["num_devices"] == k]
+        cells = [f"{k:g}"]
+        for name in names:
+            means, worst = ([100 * r[f"{name}_gap_{n}"] for r in few] for n in ("mean", "worst"))
+            three = np.nanmean(means), np.nanmax(means), np.nanmax(worst)
+            cells.append(", ".join(f"{value:.2g}" for value in three))
+        lines.append(cells)
+    return lines
+
+
+def gradients(rows: Rows) -> Lines:
+    """Write the ways to learn a decision as gradients.py does."""
+    lines = [["way", "gap [%]", "worst cell [%]", "worst channel [%]", "within the deadline [%]",
+              "steps to twice the final gap", "rate"]]  # fmt: skip
+    for way in dict.fromkeys(row["method"] for row in rows):
+        few = [row for row in rows if row["method"] == way]
+        mean = {name: 100 * np.mean([r[name] for r in few]) for name in
+                ("gap_mean", "gap_ci95", "within_deadline")}  # fmt: skip
+        cell, channel = (100 * max(r[name] for r in few) for name in ("gap_mean", "gap_worst"))
+        lines.append([
+            way, f"{mean['gap_mean']:.2f} ± {mean['gap_ci95']:.2f}", f"{cell:.2f}",
+            f"{channel:.0f}", f"{mean['within_deadline']:.1f}", f"{few[0]['steps_to_twice']:.0f}",
+            f"{few[0]['learning_rate']:g}",
+        ])  # fmt: skip
+    return lines
+
+
+def lanes(rows: Rows) -> Lines:
+    """Write speed and memory of many trainings in one call: a column a number of lanes."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    numbers = dict.fromkeys(row["lanes"] for row in rows)
+    lines = [["lanes", *(f"{n:g}" for n in numbers)]]
+    for title, column in (
+        ("lane steps a second", "lane_steps_per_s"),
+        ("peak memory [MB]", "peak_mb"),
+    ):
+        for method in methods:
+            own = [row[column] for row in rows if row["method"] == method]
+            lines.append([f"{title}, {method}", *(f"{value:.0f}" for value in own)])
+    return lines
+
+
+def ratios(rows: Rows) -> Lines:
+    """Write one call against a call for each lane: a column a number of steps."""
+    columns = {"one call [s]": "one_call_s", "separate calls [s]": "separate_calls_s",
+               "ratio of times": "ratio", "ratio of CPU times": "cpu_ratio"}  # fmt: skip
+    return [["steps", *(f"{row['steps']:g}" for row in rows)]] + [
+        [title, *(f"{row[column]:.1f}" for row in rows)] for title, column in columns.items()
+    ]
+
+
+def precision(rows: Rows) -> Lines:
+    """Write float32's errors: a line a quantity, the largest over the methods that have it."""
+    lines = [["quantity", "median", "99th percentile", "largest", "budget"]]
+    columns = "error_median", "error_p99", "error_max", "budget"
+    for name in dict.fromkeys(row["quantity"].split(": ")[-1] for row in rows):
+        own = [row for row in rows if row["quantity"].split(": ")[-1] == name]
+        worst = (max(row[column] for row in own) for column in columns)
+        lines.append([name.replace("_", " "), *(f"{value:.0e}" for value in worst)])
+    return lines
+
+
+def soak(rows: Rows) -> Lines:
+    """Write the latency of calls under load: a line a method and range of batch sizes."""
+    lines = [["method", "channels a call", "kinds of call", "p50 [ms]", "p99 [ms]"]]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for low, high in ((1, 1), (2, 15), (16, 127), (128, 2**30)):
+            few = [r for r in rows if r["method"] == method and low <= r["channels"] <= high]
+            if few:
+                sizes = [f"{row['channels']:g}" for row in (few[0], few[-1])]
+                p50, p99 = (
+                    np.median([row[name] for row in few]) / 1e3 for name in ("p50_us", "p99_us")
+                )
+                lines.append([method, "-".join(dict.fromkeys(sizes)), f"{len(few)}",
+                              f"{p50:.2f}", f"{p99:.1f}"])  # fmt: skip
+    return lines
