@@ -233,21 +233,8 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
     """
     feasible = fits(link, must)
     must = jnp.where(link.usable & feasible, must, 0.0)
-    least_cost = link.load * link.weight / link.gain  # c at price 0
-    wanted = link.usable & feasible & ((must > 0) | (least_cost < link.local))
-    any_wanted = jnp.any(wanted)
-
-    # At the low end one wanted device alone fills the slot, at the high end all leave it.
-    switch = jnp.log(jnp.where(wanted, jnp.maximum(link.local / least_cost, 1e-30), 1.0))
-    share = link.load / link.slot
-    nats = jnp.where(must > 0, must * share, jnp.minimum(share, switch))
-    nats = jnp.where(wanted, jnp.minimum(nats, link.max_nats), 1.0)
-    low = jnp.min(jnp.where(wanted, log_price(link, nats), jnp.inf)) - 0.1
-    leave = jnp.log(jnp.where(link.local > 0, link.local * link.max_nats / link.load, 1.0))
-    leave = jnp.where((must < 1) & (link.local > 0), leave, -jnp.inf)
-    cap = jnp.where(must > 0, log_price(link, link.max_nats), -jnp.inf)
-    high = jnp.max(jnp.where(wanted, jnp.maximum(leave, cap), -jnp.inf)) + 0.1
-    low, high = jnp.where(any_wanted, low, 0.0), jnp.where(any_wanted, high, 0.0)
+    wanted = link.usable & feasible & ((must > 0) | (_free_cost(link) < link.local))
+    low, high = _price_bracket(link, must, wanted)
 
     def demand(log_mu: jax.Array) -> jax.Array:
         return jnp.where(wanted & (priced_cost(link, log_mu) < link.local), 1.0, must)
@@ -273,7 +260,7 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
     spare, extra = link.slot - jnp.sum(time_high), jnp.sum(time_low - time_high)
     blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, 1.0)
     bound = jnp.maximum(_dual(link, must, low), _dual(link, must, high))
-    bound = jnp.where(any_wanted, bound, jnp.sum(link.local))
+    bound = jnp.where(jnp.any(wanted), bound, jnp.sum(link.local))
     return Relaxed(
         offload=jax.lax.stop_gradient(offload_high + blend * (offload_low - offload_high)),
         time=jax.lax.stop_gradient(time_high + blend * (time_low - time_high)),
@@ -281,6 +268,29 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
         log_mu=high,
         bound=jnp.where(feasible, bound, jnp.inf),
     )
+
+
+def _free_cost(link: Link) -> jax.Array:
+    """What sending costs where time is free, c(0) = beta D / (w g): ``[K]`` [J]."""
+    return link.load * link.weight / link.gain
+
+
+def _price_bracket(link: Link, must: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Bracket the relaxed price, ``[]`` [ln W] each.
+
+    At the low end one wanted device alone fills the slot, at the high end all leave it.
+    """
+    switch = jnp.log(jnp.where(wanted, jnp.maximum(link.local / _free_cost(link), 1e-30), 1.0))
+    share = link.load / link.slot
+    nats = jnp.where(must > 0, must * share, jnp.minimum(share, switch))
+    nats = jnp.where(wanted, jnp.minimum(nats, link.max_nats), 1.0)
+    low = jnp.min(jnp.where(wanted, log_price(link, nats), jnp.inf)) - 0.1
+    leave = jnp.log(jnp.where(link.local > 0, link.local * link.max_nats / link.load, 1.0))
+    leave = jnp.where((must < 1) & (link.local > 0), leave, -jnp.inf)
+    cap = jnp.where(must > 0, log_price(link, link.max_nats), -jnp.inf)
+    high = jnp.max(jnp.where(wanted, jnp.maximum(leave, cap), -jnp.inf)) + 0.1
+    any_wanted = jnp.any(wanted)
+    return jnp.where(any_wanted, low, 0.0), jnp.where(any_wanted, high, 0.0)
 
 
 def price_grid(link: Link, base: jax.Array, log_mu: jax.Array, num: int, width: float) -> Grid:
