@@ -207,6 +207,22 @@ def own_ground(rows: Rows) -> tuple[str, ...]:
                  for name in names for k in (14, 20))  # fmt: skip
 
 
+def kills(rows: Rows) -> tuple[str, ...]:
+    """Kills, killed runs and damaged files, none if all runs ended the same; seconds lost."""
+    runs = {(row["script"], row["run"]) for row in rows}
+    same = all(row["identical"] == 1 for row in rows)
+    trained = [row["seconds_lost"] for row in rows if not row["method"].startswith("start")]
+    damaged = sum(row["damaged"] for row in rows) if same else math.nan
+    return f"{len(rows)}", f"{len(runs)}", f"{damaged:.0f}", f"{max(trained):.1f}"
+
+
+def load(rows: Rows) -> tuple[str, ...]:
+    """Calls, compiled programs, and memory that the second half added [MB]."""
+    half, last = rows[len(rows) // 2], rows[-1]
+    grown = last["memory_mb"] - half["memory_mb"]
+    return f"{last['calls']:.0f}", f"{last['programs']:.0f}", f"{grown:.0f}"
+
+
 PAIR = r"([\d.]+) times at K = 14, ([\d.]+) times at K = 20"
 PROSE: list[tuple[str, str, Callable[[Rows], tuple[str, ...]]]] = [
     ("figure4", r"MCOS spends (\d+) to (\d+) times the optimum", times_mcos),
@@ -235,6 +251,11 @@ PROSE: list[tuple[str, str, Callable[[Rows], tuple[str, ...]]]] = [
      own_ground),
     ("certify", r"(\d+) of (\d+) feasible\): `solve` certifies (\d+) % of every row", certified),
     ("scale", r"time rises as K\^([\d.]+)", growth),
+    ("kills", r"(\d+) kills of (\d+) runs\).* and (\d+) files were damaged.*since the "
+              r"last checkpoint, at most ([\d.]+) s",
+     kills),
+    ("soak_memory", r"(\d+) calls, all answered as by a single thread, by (\d+) compiled programs; "
+                    r"memory grew by (\d+) MB in the second half", load),
     ("csi", r"an estimation error of (\d+)-(\d+) % of the mean amplitude\), ([a-z ]+) of the "
             r"channels end beyond the deadline", late_on_noise),
 ]  # fmt: skip

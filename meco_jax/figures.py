@@ -333,7 +333,7 @@ def soak_figure(
         left, right = figure.subplots(1, 2)
         left.plot(*([row[name] for row in memory] for name in ("seconds", "memory_mb")), "k-")
         left.set(xlabel="time [s]", ylabel="memory of the process [MB]")
-        left.set_ylim(bottom=0)
+        left.set_ylim(0, 1.1 * max(row["memory_mb"] for row in memory))
         for method, style in zip(dict.fromkeys(row["method"] for row in latency), LINES):
             own = sorted((row["channels"], row["p50_us"], row["p99_us"])
                          for row in latency if row["method"] == method)  # fmt: skip
