@@ -31,7 +31,7 @@ from meco_jax.files import FolderLock, InUseError, write_atomically
 from meco_jax.store import DamagedRunError, OtherRunError
 
 FLAGS = flags.FLAGS
-WORDS = ("scheme", "method", "family", "script")  # columns that are no numbers
+WORDS = ("scheme", "method", "family", "script", "quantity")  # columns that are no numbers
 STARTED, BEGAN = datetime.now(UTC), time.monotonic()  # the second cannot be set back
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
