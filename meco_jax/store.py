@@ -117,7 +117,7 @@ class RunStore:
             digest = _digest(fresh).encode()
             write_atomically(fresh / DIGEST, lambda file: file.write(digest))
             fresh.rename(self._epochs / str(epoch))
-        except BaseException as error:
+        except Exception as error:  # after an interrupt Orbax's threads write on: let them
             self._clear(f".{epoch}*")
             raise _as_os_error(error, self._folder) from None
         for old in self._kept()[:-KEPT]:
@@ -245,10 +245,10 @@ def is_whole(place: Path) -> bool:
         return False
 
 
-def _as_os_error(error: BaseException, folder: Path) -> BaseException:
+def _as_os_error(error: Exception, folder: Path) -> Exception:
     """Make an OSError that names the folder of what Orbax and TensorStore raise for one."""
     cause: BaseException | None = error
-    while cause is not None and isinstance(error, Exception):  # an interrupt stays one
+    while cause is not None:
         if isinstance(cause, OSError) and cause.errno:
             return OSError(cause.errno, os.strerror(cause.errno), str(folder))
         if found := re.search(r"os_error_code='(\d+)'", str(cause)):
