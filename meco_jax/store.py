@@ -14,11 +14,13 @@ import logging as python_logging
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import jax
@@ -113,11 +115,12 @@ class RunStore:
         columns = {name: np.stack([row[name] for row in history]) for name in history[0]}
         fresh = self._epochs / f".{epoch}"
         try:
-            self._orbax.write(fresh, state(), columns)
-            digest = _digest(fresh).encode()
-            write_atomically(fresh / DIGEST, lambda file: file.write(digest))
-            fresh.rename(self._epochs / str(epoch))
-        except Exception as error:  # after an interrupt Orbax's threads write on: let them
+            with _uninterrupted():
+                self._orbax.write(fresh, state(), columns)
+                digest = _digest(fresh).encode()
+                write_atomically(fresh / DIGEST, lambda file: file.write(digest))
+                fresh.rename(self._epochs / str(epoch))
+        except Exception as error:
             self._clear(f".{epoch}*")
             raise _as_os_error(error, self._folder) from None
         for old in self._kept()[:-KEPT]:
@@ -260,6 +263,23 @@ def _as_os_error(error: Exception, folder: Path) -> Exception:
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold an interrupt back while a checkpoint is written: Orbax may lose it, or hang."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *at: held.append(at))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        before(*held[0])
 
 
 @contextlib.contextmanager
