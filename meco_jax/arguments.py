@@ -52,14 +52,14 @@ def _batch_shapes(system: System, *arrays: jax.Array) -> dict[str, tuple[int, ..
     """Name the batch axes that gains, decisions and fields bring along."""
     shapes = {name: array.shape[:-1] for name, array in zip(("h", "offload"), arrays)}
     for name, rank in RANKS.items():
-        shape = jnp.shape(getattr(system, name))
+        shape = np.shape(getattr(system, name))
         shapes[f"system.{name}"] = shape[: max(len(shape) - rank, 0)]
     return shapes
 
 
 def batch_shape(system: System, *arrays: jax.Array) -> tuple[int, ...]:
     """Broadcast the batch axes of arrays ``[..., K]`` and of all fields."""
-    return jnp.broadcast_shapes(*_batch_shapes(system, *arrays).values())
+    return np.broadcast_shapes(*_batch_shapes(system, *arrays).values())
 
 
 def check_batch(system: System, *arrays: jax.Array) -> None:
@@ -73,7 +73,7 @@ def check_batch(system: System, *arrays: jax.Array) -> None:
     together: tuple[int, ...] = ()
     for name, shape in shapes.items():
         try:
-            together = jnp.broadcast_shapes(together, shape)
+            together = np.broadcast_shapes(together, shape)
         except ValueError:
             raise ValueError(
                 f"{name} must have batch axes that broadcast against {together}; got {shape}"

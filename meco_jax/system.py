@@ -279,16 +279,19 @@ def check_system(system: System) -> System:
         ValueError: if it is no ``System``, a field has not one value or one per device, or a
             value is known (it is not under ``jax.jit``) and out of its range.
     """
-    values = {
-        name: real(f"system.{name}", getattr(check_type(system), name)) for name in SYSTEM_RANGES
-    }
+    fields = vars(check_type(system))
+    values = {name: real(f"system.{name}", fields[name]) for name in SYSTEM_RANGES}
     active = _flags("system.active", system.active)
     _check_devices({name: values.get(name, active) for name in PER_DEVICE})
+    known = not isinstance(active, jax.core.Tracer)
+    padded = known and not np.asarray(active).all()
     for name, (low, included) in SYSTEM_RANGES.items():
         value = values[name]
-        if name in PER_DEVICE and not is_traced(value, active):
+        if name in PER_DEVICE and (padded or not known):  # padding may hold anything
+            if not known or isinstance(value, jax.core.Tracer):
+                continue
             value = np.where(active, value, np.asarray(low + 1.0, value.dtype))
-        require(f"system.{name}", value, low, included)  # padding may hold anything
+        require(f"system.{name}", value, low, included)
     floats = {name: as_floats(value) for name, value in values.items()}
     return system.replace(**floats, active=active)
 
@@ -326,9 +329,9 @@ def _check_devices(fields: dict[str, Any]) -> None:
 
 def is_valid(system: System, h: jax.Array) -> jax.Array:
     """Tell whether gains ``[K]`` and system are in range: the check under ``jax.jit``, bool."""
-    good = jnp.all(in_range(jnp, h, *CHANNEL_RANGE))
+    good = jnp.all(in_range(h, *CHANNEL_RANGE))
     for name, (low, included) in SYSTEM_RANGES.items():
-        inside = in_range(jnp, getattr(system, name), low, included)
+        inside = in_range(getattr(system, name), low, included)
         good &= jnp.all(inside | ~system.active if name in PER_DEVICE else inside)
     return good
 
