@@ -158,6 +158,14 @@ def loose_networks(rows: Rows) -> tuple[str, ...]:
     return tuple(found)
 
 
+def loose_energies(rows: Rows) -> tuple[str, ...]:
+    """Mean energies of the networks over the optimum's from T = 0.9 s on [%]."""
+    over = energy_over(rows, "slot")
+    loose = np.array(sorted({row["slot"] for row in rows})) >= 0.9
+    both = [100 * (over(name, "optimal")[loose] - 1) for name in ("bcos_raw", "pcos_learned")]
+    return f"{np.min(both):.0f}", f"{np.max(both):.0f}"
+
+
 def late(rows: Rows) -> tuple[str, ...]:
     """Late answers of raw BCOS and of learned PCOS, and those that break C1-C5 [%]."""
     return tuple(
@@ -274,6 +282,7 @@ PROSE: list[tuple[str, str, Callable[[Rows], tuple[str, ...]]]] = [
                 r"mean gap is at most ([\d.]+) %", along_slots),
     ("figure5", r"raw BCOS has ([\d-]+) % and breaks C1-C5 on ([\d-]+) % of the channels, "
                 r"learned PCOS ([\d-]+) % and breaks them on ([\d-]+) %", loose_networks),
+    ("figure5", r"mean energies (\d+)-(\d+) % above the optimum's where", loose_energies),
     ("figure6", r"beyond T in ([\d.]+) % \(BCOS\) and ([\d.]+) % \(PCOS\) of the channels, and "
                 r"their answers break C1-C5 in ([\d.]+) % and ([\d.]+) %", late),
     ("plane", r"(\d+) x (\d+) x (\d+) lanes of BCOS and PCOS", lanes),

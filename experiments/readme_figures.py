@@ -77,6 +77,11 @@ def csi(rows: Rows) -> Figure:
     ])  # fmt: skip
 
 
+def gradients(curves: Rows, rows: Rows) -> Figure:
+    """Draw how the ways to learn fare."""
+    return figures.learning_figure(curves, int(rows[0]["seeds"]))
+
+
 def scale(rows: Rows) -> Figure:
     """Draw time, memory and gap, with the slope of the time."""
     return figures.scale_figure(rows, quoted.slope(rows))
@@ -89,7 +94,7 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {  # by file
     "plane": (("plane",), figures.plane_figure),
     "beyond": (("beyond",), beyond),
     "csi": (("csi",), csi),
-    "gradients": (("gradients_curves",), partial(figures.learning_figure, seeds=5)),
+    "gradients": (("gradients_curves", "gradients"), gradients),
     "frontier": (("frontier",), figures.frontier_figure),
     "scale": (("scale",), scale),
     "lanes": (("lanes",), figures.lanes_figure),

@@ -56,7 +56,8 @@ def figure4(rows: Rows) -> Lines:
         "learned PCOS: sum of times within T [% of channels]": (on_time["pcos_learned"], "{:.1%}"),
         "infeasible channels, left out [%]": (infeasible["optimal"], "{:.2%}"),
     }
-    return [[title, *(form.format(value).strip("%") for value in values)]
+    whole = lambda value: value if abs(100 * value) > ROUNDING else 0.0  # noqa: E731
+    return [[title, *(form.format(whole(value)).strip("%") for value in values)]
             for title, (values, form) in lines.items()]  # fmt: skip
 
 

@@ -277,5 +277,10 @@ def sweep_energy(axes: Mapping[str, Sequence[float]], axis: str, name: str) -> N
         print("mean energy [J]    " + "".join(f"{f'{point:g}':>10}" for point in points))
         for scheme, values in energy.items():
             print(f"{scheme:<19}" + "".join(f"{value:10.4f}" for value in values.mean(axis=0)))
+        kept = figures.by_scheme(rows, axis, "feasible_fraction")
+        print("C1-C5 kept [%], by the answers of these energies")
+        for scheme in figures.RAW:
+            shares = 100 * kept[scheme].mean(axis=0)
+            print(f"{scheme:<19}" + "".join(f"{share:10.1f}" for share in shares))
 
     run(axes, draw)

@@ -252,18 +252,20 @@ def gap_figure(panels: Sequence[GapPanel]) -> Figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharey=alike)
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
-        every = np.concatenate([100 * np.ravel(list(p.gaps.values())) for p in panels])
+        all_values = np.concatenate([100 * np.ravel(list(p.gaps.values())) for p in panels])
         for axes, panel in zip(grid.flat, panels):
             values = [100 * np.asarray(gaps) for gaps in panel.gaps.values()]
             for name, line, style in zip(panel.gaps, values, LINES):
-                axes.plot(panel.x, line, label=name, clip_on=False, **style)
+                every = max(1, len(panel.x) // 12)
+                axes.plot(panel.x, line, label=name, clip_on=False, markevery=every, **style)
             wide = min(panel.x) > 0 and max(panel.x) > 20 * min(panel.x)
             axes.set(xlabel=panel.label, xscale="log" if wide else "linear")
-            _down_to_zero(axes, panel.ylabel, every if alike else values, "y", panel.least)
+            _down_to_zero(axes, panel.ylabel, all_values if alike else values, "y", panel.least)
             if panel.inside:
                 axes.set_xlim(axes.get_xlim())  # the shade may go on beyond
                 axes.axvspan(*panel.inside, color="black", alpha=0.08, linewidth=0)
-            if wide and max(panel.x) < 1000 * min(panel.x):  # powers of ten are too few ticks
+            if wide and len(panel.x) < 10 and max(panel.x) < 1000 * min(panel.x):
+                # powers of ten are too few ticks
                 axes.set_xticks(panel.x, [f"{x:.3g}" for x in panel.x], fontsize=7)
                 axes.xaxis.minorticks_off()
             if alike and axes not in grid[:, 0]:

@@ -183,6 +183,9 @@ def test_gaps_below_the_axis_are_drawn_where_they_are():
     assert (shade.get_x(), shade.get_x() + shade.get_width()) == (3, 5)  # the training's side
     plain = figures.gap_figure([figures.GapPanel("K", [2, 4, 8], {"a": [0.02, 0.1, 0.2]})])
     assert plain.axes[0].get_yscale() == "log"
+    steps = np.arange(80, 4801, 80)
+    long = figures.gap_figure([figures.GapPanel("step [-]", steps, {"a": 1 / steps})])
+    assert len(long.axes[0].get_xticks()) < 10
 
 
 def test_frontier_and_scale_figures():
