@@ -108,6 +108,8 @@ def test_styles_differ_in_grey_print():
     many = [figures.line_style(n, 20) for n in range(20)]
     for styles in (schemes, figures.LINES, many, list(figures.FAMILIES.values())):
         assert all(differ(*pair) for pair in itertools.combinations(styles, 2))
+    for one, other in itertools.combinations(map(colors.to_rgb, figures.COLORS), 2):
+        assert np.linalg.norm(np.subtract(one, other)) > 0.2  # no two blues alike
 
 
 @pytest.mark.parametrize("points", [1, 2, 30])
