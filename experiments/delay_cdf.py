@@ -61,8 +61,9 @@ def draw(folder: Path) -> None:
     figures.save_figure(figures.delay_figure(rows, summary), folder / "figure6")
     kept = claims.means(summary, "slot", "feasible_fraction")
     print(f"{'scheme':<19}beyond the deadline  breaks C1-C5")
-    for scheme, on_time in claims.means(summary, "slot", "deadline_met_fraction").items():
-        late, broken = (100 * (1 - float(share[0])) for share in (on_time, kept[scheme]))
+    on_time = claims.means(summary, "slot", "deadline_met_fraction")
+    for scheme in dict.fromkeys(row["scheme"] for row in rows):
+        late, broken = (100 * (1 - float(share[0])) for share in (on_time[scheme], kept[scheme]))
         print(f"{scheme:<19}{late:17.2f} %{broken:12.2f} %")
 
 
