@@ -31,7 +31,9 @@ flags.DEFINE_list("log_bases", ["2", "e", "10"], "bases of the logarithm in (3)"
 flags.DEFINE_list("slots", ["0.3", "0.5", "1.0"], "slot lengths T [s]")
 flags.DEFINE_integer("channels", 2000, "channels a row, each with its own tasks", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "seed of tasks and channels", lower_bound=0)
-flags.DEFINE_float("tolerance", 1e-4, "relative gap to prove", lower_bound=1e-6)
+flags.DEFINE_float(
+    "tolerance", 1e-4, "proven gap, 1 - lower bound / energy, to reach", lower_bound=1e-6
+)
 flags.DEFINE_float("exactness", 1e-6, "tolerance of the exact search", lower_bound=0)
 
 

@@ -265,14 +265,3 @@ class Bar:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
-
-
-def by_scheme(rows: Sequence[Mapping[str, Any]], axis: str, value: str) -> dict[str, np.ndarray]:
-    """Arrange a column by scheme as ``[seeds, sorted values of axis]``."""
-    seeds = sorted({row["seed"] for row in rows})
-    points = sorted({row[axis] for row in rows})
-    table: dict[str, np.ndarray] = {}
-    for row in rows:
-        block = table.setdefault(row["scheme"], np.full((len(seeds), len(points)), np.nan))
-        block[seeds.index(row["seed"]), points.index(row[axis])] = row[value]
-    return table

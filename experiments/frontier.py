@@ -1,4 +1,7 @@
-"""Optimality gap against speed: every way to solve P1, on the same channels in one run.
+"""Gap to the optimum against speed: every way to solve P1, on the same channels in one run.
+
+A gap is energy / optimum - 1 of a channel; of methods that break C1-C5, of the answers that keep
+them, and feasible_fraction says how many these are.
 
 Baselines, greedy orders, the paper's network, the general policy, the certified optimum at
 several sizes, and public solvers: CVXPY with Clarabel and SCIP (extra "bench"), left out where
@@ -61,7 +64,12 @@ flags.DEFINE_integer("slow_channels", 64, "the first of them go to host and publ
 flags.DEFINE_integer("nonlinear_channels", 4, "and so many to SCIP's nonlinear model",
                      lower_bound=0)  # fmt: skip
 flags.DEFINE_float("seconds", 10.0, "time limit of SCIP a channel [s]", lower_bound=0.1)
-flags.DEFINE_float("tolerance", 1e-4, "relative gap that the exact methods prove", lower_bound=1e-6)
+flags.DEFINE_float(
+    "tolerance",
+    1e-4,
+    "proven gap, 1 - lower bound / energy, that the exact methods go to",
+    lower_bound=1e-6,
+)
 flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's results.csv")
 
 
@@ -303,7 +311,7 @@ def row(
     rate: float,
     calls: list[float],
 ) -> dict[str, Any]:
-    """Judge a method's answers; gaps are over those that are feasible."""
+    """Judge a method's answers; gaps, energy / optimum - 1, are over those that are feasible."""
     ok = np.asarray(found.feasible)
     energy = np.asarray(found.energy, np.float64)[ok]
     gap = np.maximum(energy / optimum[ok] - 1, 0)

@@ -3,9 +3,10 @@
 Every way of ``meco_jax.gradients`` trains the same network from random weights on the same
 mixture of K and b, at each of --learning_rates; the best of these on validation channels is
 trained again with every one of --seeds, and tested on fresh channels with fresh tasks against
-the certified optimum. Writes results.csv (a row a way, K and b), runs.csv, history.csv,
-gradients.png/.pdf and run.json into --output_dir; the same command goes on with a run that was
-cut off. Example:
+the certified optimum. A gap is energy / optimum - 1 of a feasible channel, its decision made
+feasible. Writes results.csv (a row per way, K and b), runs.csv, history.csv, curves.csv (its means
+over seeds), gradients.png/.pdf and run.json into --output_dir; the same command goes on with a
+run that was cut off. Example:
 
     python experiments/gradients.py --output_dir=runs/gradients
 """
@@ -71,9 +72,13 @@ def main(argv: list[str]) -> None:
         same_settings(folder / "settings.json")
         train_all(folder)
         common.write_run(folder / "run.json")
-    rows = summarise(common.read_csv(folder / "runs.csv"), common.read_csv(folder / "history.csv"))
-    common.write_csv(folder / "results.csv", rows)
-    draw(folder, rows)
+        history = common.read_csv(folder / "history.csv")
+        rows = summarise(common.read_csv(folder / "runs.csv"), history)
+        common.write_csv(folder / "results.csv", rows)
+        common.write_csv(folder / "curves.csv", mean_curves(rows, history))
+    rows, curves = (common.read_csv(folder / f"{name}.csv") for name in ("results", "curves"))
+    figure = figures.learning_figure(curves, int(rows[0]["seeds"]))
+    figures.save_figure(figure, folder / "gradients")
     readme_tables.show(readme_tables.gradients(rows))
 
 
@@ -267,18 +272,19 @@ def steps_to_twice(history: list[dict[str, Any]]) -> float:
     return float(next(row["step"] for row in history if row["gap"] <= 2 * final))
 
 
-def draw(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Draw how the chosen trainings went, the best way first."""
+def mean_curves(rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Average how the chosen trainings went over seeds: a row per way and step, best way first."""
     final = {way: np.mean([r["gap_mean"] for r in rows if r["method"] == way])
              for way in dict.fromkeys(row["method"] for row in rows)}  # fmt: skip
-    history = [row for row in common.read_csv(folder / "history.csv") if row["seed"] > 0]
-    curves = {}
+    curves = []
     for way in sorted(final, key=lambda way: final[way]):
-        mine = [row for row in history if row["method"] == way]
-        seeds = len({row["seed"] for row in mine})
-        curves[way] = {name: np.reshape([row[name] for row in mine], (seeds, -1))
-                       for name in ("step", "gap", "within_deadline")}  # fmt: skip
-    figures.save_figure(figures.learning_figure(curves), folder / "gradients")
+        mine = [row for row in history if row["method"] == way and row["seed"] > 0]
+        for step in dict.fromkeys(row["step"] for row in mine):
+            few = [row for row in mine if row["step"] == step]
+            means = {name: float(np.mean([row[name] for row in few]))
+                     for name in ("gap", "within_deadline")}  # fmt: skip
+            curves.append({"method": way, "step": int(step)} | means)
+    return curves
 
 
 def _matches(row: dict[str, Any], mine: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""The (K, T) plane: energy saved against MCOS, gap to the optimum, infeasible share.
+"""The (K, T) plane: mean energy saved against MCOS, mean gap to the optimum, infeasible share.
 
 One program trains BCOS and PCOS in every lane (K, T, seed). Writes results.csv,
 plane.png/.pdf, the policies and run.json into --output_dir. Example:
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import common
-import numpy as np
 import trainings
 from absl import flags
 
@@ -40,25 +39,8 @@ def main(argv: list[str]) -> None:
 
 def draw(folder: Path) -> None:
     """Draw the plane from results.csv, means over the seeds."""
-    rows = common.read_csv(folder / "results.csv")
-    devices, slots = (sorted({row[name] for row in rows}) for name in ("num_devices", "slot"))
-
-    def plane(scheme: str, column: str) -> np.ndarray:
-        cells = np.zeros((len(slots), len(devices), 2))
-        for row in rows:
-            if row["scheme"] == scheme and np.isfinite(row[column]):
-                place = slots.index(row["slot"]), devices.index(row["num_devices"])
-                cells[place] += (row[column], 1)
-        with np.errstate(invalid="ignore"):
-            return cells[..., 0] / cells[..., 1]
-
-    energy = {scheme: plane(scheme, "energy_mean_j") for scheme in ("bcos", "mcos")}
-    panels = {
-        "energy saved against MCOS [%]": 100 * (1 - energy["bcos"] / energy["mcos"]),
-        "gap to the optimum [%]": 100 * plane("bcos", "gap_to_optimum_mean"),
-        "infeasible channels [%]": 100 * plane("bcos", "infeasible_fraction"),
-    }
-    figures.save_figure(figures.plane_figure(devices, slots, panels), folder / "plane")
+    figure = figures.plane_figure(common.read_csv(folder / "results.csv"))
+    figures.save_figure(figure, folder / "plane")
 
 
 if __name__ == "__main__":

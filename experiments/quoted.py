@@ -78,31 +78,45 @@ TABLES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
 ]
 
 
+def percents(rows: Rows, axis: str, column: str) -> dict[str, np.ndarray]:
+    """Means over seeds in percent, by scheme, along an axis."""
+    return {name: 100 * values for name, values in claims.means(rows, axis, column).items()}
+
+
 def times_mcos(rows: Rows) -> tuple[str, ...]:
-    """Least and most that MCOS spends over the optimum."""
-    times = energy_over(rows)("mcos", "optimal")
+    """Least and most that MCOS spends over the optimum, mean over channels."""
+    times = 1 + claims.means(rows, "num_devices", "gap_to_optimum_mean")["mcos"]
     return f"{times.min():.0f}", f"{times.max():.0f}"
 
 
 def gaps_of_bcos(rows: Rows) -> tuple[str, ...]:
-    """Percent of BCOS above the optimum up to K = 14, rounded up, and at K = 20."""
-    gap = 100 * (energy_over(rows)("bcos", "optimal") - 1)
+    """Mean gap of BCOS made feasible up to K = 14, rounded up, and at K = 20 [%]."""
+    gap = percents(rows, "num_devices", "gap_to_optimum_mean")["bcos"]
     devices = np.array(sorted({row["num_devices"] for row in rows}))
     return f"{math.ceil(gap[devices <= 14].max())}", f"{gap[devices == 20][0]:.1f}"
 
 
 def raw_bcos(rows: Rows) -> tuple[str, ...]:
-    """Most that the raw network pays, and the share it sends late at K = 20 [%]."""
-    over = 100 * (energy_over(rows)("bcos_raw", "optimal") - 1)
-    on_time = claims.means(rows, "num_devices", "deadline_met_fraction")["bcos_raw"][-1]
-    return f"{over.max():.0f}", f"{100 * (1 - on_time):.0f}"
+    """Largest mean gap of the raw network; what it keeps at K = 20: C1-C5, and T alone [%]."""
+    gap, kept, on_time = (
+        percents(rows, "num_devices", column)["bcos_raw"]
+        for column in ("gap_to_optimum_mean", "feasible_fraction", "deadline_met_fraction")
+    )
+    return f"{gap.max():.0f}", f"{kept[-1]:.1f}", f"{on_time[-1]:.1f}"
 
 
 def learned_pcos(rows: Rows) -> tuple[str, ...]:
-    """Least and most that learned PCOS spends over optimal PCOS, and what is late, in words."""
-    over = 100 * (energy_over(rows)("pcos_learned", "pcos") - 1)
-    late = 1 - claims.means(rows, "num_devices", "deadline_met_fraction")["pcos_learned"][-1]
-    return f"{over.min():.0f}", f"{over.max():.0f}", in_words(late)
+    """What learned PCOS keeps at K = 4 and 20: C1-C5, and T alone [%]."""
+    return tuple(
+        f"{percents(rows, 'num_devices', column)['pcos_learned'][place]:.1f}"
+        for column in ("feasible_fraction", "deadline_met_fraction") for place in (0, -1)
+    )  # fmt: skip
+
+
+def two_means(rows: Rows) -> tuple[str, ...]:
+    """Optimal PCOS below the optimum at K = 20: mean gap, and ratio of mean energies [%]."""
+    gap = percents(rows, "num_devices", "gap_to_optimum_mean")["pcos"][-1]
+    return f"{-gap:.1f}", f"{100 * (1 - energy_over(rows)('pcos', 'optimal')[-1]):.1f}"
 
 
 def in_words(share: float) -> str:
@@ -112,37 +126,59 @@ def in_words(share: float) -> str:
 
 
 def own_slope(rows: Rows) -> tuple[str, ...]:
-    """BCOS at K = 20: raw over the optimum, on time, made feasible over the optimum [%]."""
+    """BCOS at K = 20: raw, mean energy over the optimum's, T and C1-C5 kept; made feasible [%]."""
     over = energy_over(rows)
-    on_time = claims.means(rows, "num_devices", "deadline_met_fraction")["bcos_raw"][-1]
     raw, made = (100 * (over(name, "optimal")[-1] - 1) for name in ("bcos_raw", "bcos"))
-    return f"{raw:.0f}", f"{100 * on_time:.1f}", f"{made:.1f}"
+    on_time, kept = (
+        percents(rows, "num_devices", column)["bcos_raw"][-1]
+        for column in ("deadline_met_fraction", "feasible_fraction")
+    )
+    return f"{raw:.0f}", f"{on_time:.1f}", f"{kept:.1f}", f"{made:.1f}"
 
 
 def along_slots(rows: Rows) -> tuple[str, ...]:
-    """Optimum over PCOS at most; T from which it is within 1 %; BCOS over optimum at most."""
-    over = energy_over(rows, "slot")
-    gap = 100 * (over("optimal", "pcos") - 1)
+    """Lowest mean gap of PCOS; T from which it is within 1 %; highest of BCOS made feasible."""
+    gap = percents(rows, "slot", "gap_to_optimum_mean")
     slots = sorted({row["slot"] for row in rows})
-    last = max(i for i, value in enumerate(gap) if value >= 1)
-    made = 100 * (over("bcos", "optimal").max() - 1)
-    return f"{gap.max():.0f}", f"{slots[last + 1]:g}", f"{math.ceil(made)}"
+    last = max(i for i, value in enumerate(gap["pcos"]) if value <= -1)
+    return f"{-gap['pcos'].min():.0f}", f"{slots[last + 1]:g}", f"{gap['bcos'].max():.1f}"
 
 
 def loose_networks(rows: Rows) -> tuple[str, ...]:
-    """Raw networks over the optima from T = 0.9 s on, to tens of percent."""
+    """From T = 0.9 s on: mean gaps of raw BCOS and learned PCOS, and what they break [%]."""
+    gap, kept = (
+        percents(rows, "slot", column) for column in ("gap_to_optimum_mean", "feasible_fraction")
+    )
+    loose = np.array(sorted({row["slot"] for row in rows})) >= 0.9
+    found: list[str] = []
+    for name in ("bcos_raw", "pcos_learned"):
+        for values in (gap[name][loose], 100 - kept[name][loose]):
+            ends = dict.fromkeys((f"{values.min():.0f}", f"{values.max():.0f}"))
+            found.append("-".join(ends))
+    return tuple(found)
+
+
+def loose_energies(rows: Rows) -> tuple[str, ...]:
+    """Mean energies of the networks over the optimum's from T = 0.9 s on [%]."""
     over = energy_over(rows, "slot")
     loose = np.array(sorted({row["slot"] for row in rows})) >= 0.9
-    both = np.concatenate([over(*pair)[loose] for pair in
-                           (("bcos_raw", "optimal"), ("pcos_learned", "pcos"))])  # fmt: skip
-    return tuple(f"{10 * round(10 * (value - 1))}" for value in (both.min(), both.max()))
+    both = [100 * (over(name, "optimal")[loose] - 1) for name in ("bcos_raw", "pcos_learned")]
+    return f"{np.min(both):.0f}", f"{np.max(both):.0f}"
 
 
 def late(rows: Rows) -> tuple[str, ...]:
-    """Late answers of raw BCOS and of learned PCOS [%]."""
-    on_time = claims.means(rows, "slot", "deadline_met_fraction")
-    bcos, pcos = (100 * (1 - on_time[name][0]) for name in ("bcos_raw", "pcos_learned"))
-    return f"{bcos:.1f}", f"{pcos:.1f}"
+    """Late answers of raw BCOS and of learned PCOS, and those that break C1-C5 [%]."""
+    return tuple(
+        f"{100 - percents(rows, 'slot', column)[name][0]:.1f}"
+        for column in ("deadline_met_fraction", "feasible_fraction")
+        for name in ("bcos_raw", "pcos_learned")
+    )
+
+
+def broken_at_most(axis: str, rows: Rows) -> tuple[str, ...]:
+    """Most answers of raw BCOS and of learned PCOS that break C1-C5 along an axis [%]."""
+    kept = percents(rows, axis, "feasible_fraction")
+    return tuple(f"{100 - kept[name].min():.0f}" for name in ("bcos_raw", "pcos_learned"))
 
 
 def lanes(rows: Rows) -> tuple[str, ...]:
@@ -217,28 +253,38 @@ def kills(rows: Rows) -> tuple[str, ...]:
 
 
 def load(rows: Rows) -> tuple[str, ...]:
-    """Calls, compiled programs, and memory that the second half added [MB]."""
+    """Calls, compiled programs, memory at the end and what the second half added [MB]."""
     half, last = rows[len(rows) // 2], rows[-1]
-    grown = last["memory_mb"] - half["memory_mb"]
-    return f"{last['calls']:.0f}", f"{last['programs']:.0f}", f"{grown:.0f}"
+    grown, held = last["memory_mb"] - half["memory_mb"], last["memory_mb"]
+    per_program = held / last["programs"]
+    return (f"{last['calls']:.0f}", f"{last['programs']:.0f}", f"{held:.0f}", f"{grown:.0f}",
+            f"{per_program:.0f}")  # fmt: skip
 
 
 PAIR = r"([\d.]+) times at K = 14, ([\d.]+) times at K = 20"
 PROSE: list[tuple[str, str, Callable[[Rows], tuple[str, ...]]]] = [
+    ("figure4", r"mean gap is -([\d.]+) %, its mean energy ([\d.]+) % below", two_means),
     ("figure4", r"MCOS spends (\d+) to (\d+) times the optimum", times_mcos),
-    ("figure4", r"stays within (\d+) % of the certified optimum up to K = 14 and within "
-                r"([\d.]+) % at K = 20", gaps_of_bcos),
-    ("figure4", r"the raw network pays up to (\d+) % more, and (\d+) % of its decisions miss the "
-                r"deadline at K = 20", raw_bcos),
-    ("figure4", r"Learned PCOS spends (\d+)-(\d+) % more than optimal PCOS, but ([a-z ]+) of its "
-                r"answers at K = 20 miss", learned_pcos),
-    ("figure4", r"\| 1 - m, the teacher's \| \+(\d+) % \| ([\d.]+) % \| \+([\d.]+) % \|",
-     own_slope),
-    ("figure5", r"the optimum of P1 is up to (\d+) % above optimal PCOS. From T = ([\d.]+) s on "
-                r".* is at most (\d+) % above the optimum", along_slots),
-    ("figure5", r"networks stay (\d+)-(\d+) % above it where the deadline is loose",
-     loose_networks),
-    ("figure6", r"miss the deadline in ([\d.]+) % \(BCOS\) and ([\d.]+) % \(PCOS\)", late),
+    ("figure4", r"mean gap of at most (\d+) % up to K = 14 and of ([\d.]+) % at K = 20",
+     gaps_of_bcos),
+    ("figure4", r"raw network's grows to (\d+) %, and at K = 20 it keeps all of C1-C5 on only "
+                r"([\d.]+) % of the channels, though the sum of its times is within T on "
+                r"([\d.]+) %", raw_bcos),
+    ("figure4", r"Learned PCOS keeps all of C1-C5 on ([\d.]+) % of the channels at K = 4 and on "
+                r"([\d.]+) % at K = 20 \(the sum of its times within T: ([\d.]+) and ([\d.]+) %\)",
+     learned_pcos),
+    ("figure4", r"\| 1 - m, the teacher's \| \+(\d+) % \| ([\d.]+) % \| ([\d.]+) % \| "
+                r"\+([\d.]+) % \|", own_slope),
+    ("figure4", r"in Figure 4 up to (\d+) % of BCOS's and (\d+) % of PCOS's",
+     partial(broken_at_most, "num_devices")),
+    ("figure5", r"in Figure 5 up to (\d+) % and (\d+) %", partial(broken_at_most, "slot")),
+    ("figure5", r"the mean gap of optimal PCOS is down to -(\d+) %. From T = ([\d.]+) s on .* "
+                r"mean gap is at most ([\d.]+) %", along_slots),
+    ("figure5", r"raw BCOS has ([\d-]+) % and breaks C1-C5 on ([\d-]+) % of the channels, "
+                r"learned PCOS ([\d-]+) % and breaks them on ([\d-]+) %", loose_networks),
+    ("figure5", r"mean energies (\d+)-(\d+) % above the optimum's where", loose_energies),
+    ("figure6", r"beyond T in ([\d.]+) % \(BCOS\) and ([\d.]+) % \(PCOS\) of the channels, and "
+                r"their answers break C1-C5 in ([\d.]+) % and ([\d.]+) %", late),
     ("plane", r"(\d+) x (\d+) x (\d+) lanes of BCOS and PCOS", lanes),
     ("plane", r"is below (\d+) % where the tasks fit, and 2-(\d+) % along the edge", plane_gaps),
     ("frontier", f"than the float64 search {PAIR}", partial(speedups, "search on the host")),
@@ -246,16 +292,17 @@ PROSE: list[tuple[str, str, Callable[[Rows], tuple[str, ...]]]] = [
      partial(speedups, "Clarabel, branch and bound")),
     ("frontier", f"than SCIP on perspective cuts {PAIR}", partial(speedups, "SCIP, tangents")),
     ("frontier", r"One channel alone takes ([\d.]+) ms", latency),
-    ("frontier", r"trained for that system ends ([\d.]+) % and ([\d.]+) % above .* never saw it, "
-                 r"([\d.]+) % and ([\d.]+) % at effort 0, ([\d.]+) % and ([\d.]+) % at effort 6",
-     own_ground),
+    ("frontier", r"trained for that system has a mean gap of ([\d.]+) % and ([\d.]+) % .* never "
+                 r"saw it, ([\d.]+) % and ([\d.]+) % at effort 0, ([\d.]+) % and ([\d.]+) % at "
+                 r"effort 6", own_ground),
     ("certify", r"(\d+) of (\d+) feasible\): `solve` certifies (\d+) % of every row", certified),
     ("scale", r"time rises as K\^([\d.]+)", growth),
     ("kills", r"(\d+) kills of (\d+) runs\).* and (\d+) files were damaged.*since the "
               r"last checkpoint, at most ([\d.]+) s",
      kills),
-    ("soak_memory", r"(\d+) calls, all answered as by a single thread, by (\d+) compiled programs; "
-                    r"memory grew by (\d+) MB in the second half", load),
+    ("soak_memory", r"(\d+) calls, all answered as by a single thread, by (\d+) compiled "
+                    r"programs. The process held (\d+) MB at the end, (\d+) MB more than at half "
+                    r"time: (\d+) MB per program", load),
     ("csi", r"an estimation error of (\d+)-(\d+) % of the mean amplitude\), ([a-z ]+) of the "
             r"channels end beyond the deadline", late_on_noise),
 ]  # fmt: skip

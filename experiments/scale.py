@@ -1,6 +1,7 @@
 """Time, memory and proven gap of the certified optimum from ten to ten thousand devices.
 
-The bandwidth grows with K, so that a device's share of it stays the same. Writes
+The bandwidth grows with K, so that a device's share of it stays the same. The proven gap of a
+channel is 1 - lower bound / energy. Writes
 results.csv, scale.png/.pdf and run.json into --output_dir. Example:
 
     python experiments/scale.py --output_dir=runs/scale
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
             bar.advance(1, f"K = {num_devices}")
             write(folder, rows)
             common.write_run(folder / "run.json", slope=slope(rows))
-    print("    K  us a channel  kB a channel  peak MB  mean gap  worst gap")
+    print("    K  us a channel  kB a channel  peak MB    proven gap: mean, worst")
     for r in rows:
         memory = f"{r['bytes_per_channel'] / 1e3:14.1f}{r['process_peak_mb']:9.0f}"
         gaps = f"{r['gap_mean']:10.1e}{r['gap_worst']:11.1e}"

@@ -85,6 +85,7 @@ def main(argv: list[str]) -> None:
     half, last = memory[len(memory) // 2], memory[-1]
     found = {"calls": watch.calls, "wrong_answers": watch.wrong, "errors": watch.errors[:5],
              "programs": last["programs"], "shapes": most_programs(),
+             "memory_mb": last["memory_mb"],
              "growth_mb": last["memory_mb"] - half["memory_mb"]}  # fmt: skip
     common.write_run(folder / "run.json", **found)
     draw(folder)

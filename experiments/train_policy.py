@@ -78,7 +78,9 @@ def main(argv: list[str]) -> None:
     ]
     common.write_csv(folder / "history.csv", rows)
     gaps = {"best head of the line over the lower bound": history["gap"]}
-    panel = figures.GapPanel("step [-]", history["step"], gaps)
+    panel = figures.GapPanel(
+        "step [-]", history["step"], gaps, ylabel="mean gap to the lower bound [%]"
+    )
     figures.save_figure(figures.gap_figure([panel]), folder / "training")
     common.write_run(folder / "run.json")
     print(f"wrote {folder} in {common.seconds():.0f} s")

@@ -33,7 +33,6 @@ from meco_jax.training import History, check_config
 
 FLAGS = flags.FLAGS
 SHORT = {"num_devices": "k", "slot": "t"}  # in file names, and large in figures
-LABELS = {"num_devices": "number of devices K [-]", "slot": "slot length T [s]"}
 MOST_LINES = 20  # that a training figure can hold
 WORK = {"bcos": 2, "pcos": 1}  # BCOS trains a teacher and a student
 OWN = {  # settings that the two trainings have apart
@@ -269,17 +268,19 @@ def sweep_energy(axes: Mapping[str, Sequence[float]], axis: str, name: str) -> N
         axis: the other.
         name: of the figure's files.
     """
-    fixed = "slot" if axis == "num_devices" else "num_devices"
 
     def draw(folder: Path) -> None:
         rows = common.read_csv(folder / "results.csv")
         points = sorted({row[axis] for row in rows})
-        energy = common.by_scheme(rows, axis, "energy_mean_j")
-        title = f"{SHORT[fixed].upper()} = {rows[0][fixed]:g}{' s' if fixed == 'slot' else ''}"
-        figure = figures.energy_figure(points, energy, LABELS[axis], title)
-        figures.save_figure(figure, folder / name)
+        energy = figures.by_scheme(rows, axis, "energy_mean_j")
+        figures.save_figure(figures.energy_figure(rows, axis), folder / name)
         print("mean energy [J]    " + "".join(f"{f'{point:g}':>10}" for point in points))
         for scheme, values in energy.items():
             print(f"{scheme:<19}" + "".join(f"{value:10.4f}" for value in values.mean(axis=0)))
+        kept = figures.by_scheme(rows, axis, "feasible_fraction")
+        print("C1-C5 kept [%], by the answers of these energies")
+        for scheme in figures.RAW:
+            shares = 100 * kept[scheme].mean(axis=0)
+            print(f"{scheme:<19}" + "".join(f"{share:10.1f}" for share in shares))
 
     run(axes, draw)

@@ -101,10 +101,11 @@ def summarise(outcomes: dict[str, Outcome], lanes: Lanes) -> list[dict[str, Any]
 
     Returns:
         Rows with the lane's axes, scheme, energy_mean_j, energy_ci95_j (half width over
-        channels), feasible_fraction, deadline_met_fraction (sum t' <= T), offload_fraction,
-        gap_to_bound_mean and gap_to_optimum_mean (means of energy / bound - 1 and of energy /
-        optimum - 1) and infeasible_fraction, the share of all channels that is left out. Where
-        all are left out, the others are NaN.
+        channels), feasible_fraction (C1-C5 hold), deadline_met_fraction (sum t' <= T alone),
+        offload_fraction, gap_to_bound_mean and gap_to_optimum_mean (means over the channels of
+        energy / bound - 1 and of energy / optimum - 1) and infeasible_fraction, the share of all
+        channels that is left out. Energies and gaps are those of all answers, also of those
+        that break C1-C5. Where all channels are left out, the others are NaN.
     """
     bounds = np.asarray(outcomes["optimal"].lower_bound, np.float64)
     rows = []

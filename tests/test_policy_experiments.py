@@ -60,6 +60,7 @@ def test_gradients_compares_and_goes_on(tmp_path):
     assert all(0 <= float(row["gap_mean"]) <= float(row["gap_worst"]) for row in rows)
     history = (tmp_path / "history.csv").read_text().splitlines()
     assert len(history) == 1 + 2 * (2 + 2) * 4
+    assert len(table(tmp_path / "curves.csv")) == 2 * 4  # means over the seeds
     cut = tmp_path / "history.csv"
     cut.write_text("\n".join(history[:-4]) + "\n")  # the last training was cut off
     before = (tmp_path / "results.csv").read_bytes()
