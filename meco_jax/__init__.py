@@ -15,6 +15,7 @@ from meco_jax.solver import solve
 from meco_jax.sweep import make_grid, train_grid
 from meco_jax.system import System, pad_devices, sample_channels, table1
 from meco_jax.training import TrainConfig, train
+from meco_jax.units import from_db, from_dbm
 
 __all__ = [
     "GeneralPolicy",
@@ -25,6 +26,8 @@ __all__ = [
     "TrainConfig",
     "allocate",
     "evaluate_grid",
+    "from_db",
+    "from_dbm",
     "load_policy",
     "make_grid",
     "mcos",

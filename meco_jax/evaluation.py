@@ -12,6 +12,7 @@ import numpy as np
 from meco_jax import schemes
 from meco_jax import system as sy
 from meco_jax.allocation import FIT_TOLERANCE, Solution
+from meco_jax.describe import short_repr
 from meco_jax.network import Policy
 from meco_jax.solver import solve
 from meco_jax.sweep import Groups, Lanes, lane_key, map_groups
@@ -20,6 +21,8 @@ from meco_jax.system import System
 
 class Outcome(NamedTuple):
     """What one scheme does on the test channels of every lane, ``[L, N]`` each."""
+
+    __repr__ = short_repr
 
     energy: jax.Array  # realised weighted energy, infinite where infeasible [J]
     lower_bound: jax.Array  # the Lagrangian one of P1, the same for all schemes [J]

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from meco_jax.describe import short_repr
 from meco_jax.files import write_atomically
 
 SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {  # name: (label, style)
@@ -182,6 +183,8 @@ def training_figure(
 
 class GapPanel(NamedTuple):
     """One panel of ``gap_figure``."""
+
+    __repr__ = short_repr
 
     label: str  # of the x axis
     x: Sequence[float] | np.ndarray  # [M]

@@ -18,6 +18,7 @@ from flax import struct
 
 from meco_jax import system as sy
 from meco_jax.allocation import FIT_TOLERANCE, Solution, link, relax
+from meco_jax.describe import short_repr
 from meco_jax.system import System
 
 Role = Literal["teacher", "student"]
@@ -82,6 +83,8 @@ def output_time(phi: jax.Array, slot: jax.Array, active: jax.Array) -> jax.Array
 
 class Decision(NamedTuple):
     """What the network says, (11): ``[..., K]`` each."""
+
+    __repr__ = short_repr
 
     offload: jax.Array  # a [-]
     power: jax.Array  # p [W]
@@ -198,6 +201,8 @@ def decide(
 class Policy(struct.PyTreeNode):
     """A trained network and the system it was trained for: ``policy(h) -> Solution``."""
 
+    __repr__ = short_repr
+
     variables: Variables
     system: System
     network: Network = struct.field(pytree_node=False)
@@ -236,9 +241,16 @@ def _judge(policy: Policy, h: jax.Array) -> Solution:
         used = sy.transmit_time(system, h, offload, power)
         must = sy.forced(system).astype(h.dtype) if role == "student" else sy.required_ratio(system)
         in_time = jnp.all(used <= time * (1 + FIT_TOLERANCE))  # C5; the layers keep C1-C4
-        energy = sy.realised_energy(system, h, offload, power)
-        bound = relax(link(system, h), must).bound
-        return Solution(offload, power, time, energy, bound, in_time)
+        energies = sy.realised_energies(system, h, offload, power)
+        return Solution(
+            offload=offload,
+            power=power,
+            time=time,
+            energy=jnp.sum(energies),
+            lower_bound=relax(link(system, h), must).bound,
+            feasible=in_time,
+            energy_per_device=energies,
+        )
 
     return jax.vmap(judge)(h, *policy.outputs(h))
 

@@ -28,6 +28,7 @@ from meco_jax.allocation import (
     relax,
     set_energy,
 )
+from meco_jax.describe import short_repr
 from meco_jax.system import System
 
 COARSE = 33, 4.0  # prices of the grid, odd, so that mu* is one of them; half its width [ln W]
@@ -38,6 +39,8 @@ SEARCH_EXACT = 2_000  # most of them that it allocates exactly
 
 class Stage(NamedTuple):
     """How much to enumerate: shapes, so static."""
+
+    __repr__ = short_repr
 
     unclear: int  # devices whose sets are enumerated, 2^n patterns
     exact: int  # patterns allocated exactly

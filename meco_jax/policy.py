@@ -29,6 +29,7 @@ from meco_jax.allocation import (
     priced_cost,
     relax,
 )
+from meco_jax.describe import short_repr
 from meco_jax.files import write_atomically
 from meco_jax.network import Variables
 from meco_jax.schemes import best_head, cheapest
@@ -107,6 +108,8 @@ def init_params(network: DeviceNetwork, key: jax.Array) -> Variables:
 
 class GeneralPolicy(struct.PyTreeNode):
     """A trained network that serves any system; ``meco_jax.solve`` uses it."""
+
+    __repr__ = short_repr
 
     params: Variables
     network: DeviceNetwork = struct.field(pytree_node=False, default=DeviceNetwork())

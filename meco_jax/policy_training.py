@@ -21,6 +21,7 @@ from flax import struct
 
 from meco_jax import gradients as gr
 from meco_jax import system as sy
+from meco_jax.describe import short_repr
 from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
 from meco_jax.store import RunStore
 from meco_jax.system import System, table1
@@ -82,6 +83,8 @@ def sample_systems(key: jax.Array, num: int, num_devices: int) -> tuple[System, 
 class PolicyConfig(struct.PyTreeNode):
     """Settings of the general policy's training."""
 
+    __repr__ = short_repr
+
     learning_rate: float = 3e-3  # Adam's, at the start [-]
     final_learning_rate: float = 0.01  # of the start, reached by a cosine [-]
     gradient: str = struct.field(pytree_node=False, default="best_flips")  # of ``GRADIENTS``
@@ -97,6 +100,8 @@ class PolicyConfig(struct.PyTreeNode):
 
 class PolicyRun(NamedTuple):
     """A training under way."""
+
+    __repr__ = short_repr
 
     params: Any
     optimizer: optax.OptState

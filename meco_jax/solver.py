@@ -261,6 +261,11 @@ def _checked(function: Callable[..., Solution]) -> Callable[..., Solution]:
 
     def checked(system: System, h: jax.Array, *arguments: jax.Array) -> Solution:
         solution, valid = function(system, h, *arguments), sy.is_valid(system, h)
+        energies = solution.energy_per_device
+        if energies is None:
+            energies = sy.realised_energies(system, h, solution.offload, solution.power)
+            has_task = system.active & (system.task_bits > 0)
+            energies = jnp.where(solution.feasible | ~has_task, energies, jnp.inf)
         return Solution(
             offload=jnp.where(valid, solution.offload, 0.0),
             power=jnp.where(valid, solution.power, 0.0),
@@ -268,6 +273,7 @@ def _checked(function: Callable[..., Solution]) -> Callable[..., Solution]:
             energy=jnp.where(valid, solution.energy, jnp.nan),
             lower_bound=jnp.where(valid, solution.lower_bound, jnp.nan),
             feasible=solution.feasible & valid,
+            energy_per_device=jnp.where(valid | ~system.active, energies, jnp.nan),
         )
 
     return checked

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from meco_jax import system as sy
+from meco_jax.describe import short_repr
 from meco_jax.network import Policy
 from meco_jax.store import RunStore
 from meco_jax.system import System, table1
@@ -49,6 +50,8 @@ LANE_BYTES = 4 * 2**30  # of the channels of the lanes that run at once
 
 class Lanes(NamedTuple):
     """Trainings that run as one program, ``[L]`` of them; see ``make_grid``."""
+
+    __repr__ = short_repr
 
     points: tuple[dict[str, float], ...]  # by axis, where each lane stands in the grid
     systems: System  # [L, ...] leaves, padded to the largest K

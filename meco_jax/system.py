@@ -34,10 +34,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from meco_jax.describe import short_repr
+from meco_jax.units import from_dbm
+
 PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")
 """The fields of ``System`` with one entry a device; the others are scalars."""
 
-ArrayLike = Any  # jax.Array, numpy array or Python number
+ArrayLike = jax.Array | np.ndarray | np.number | np.bool_ | float
+"""What a field may hold: an array of JAX or NumPy, or a number."""
 
 
 class System(struct.PyTreeNode):
@@ -47,6 +51,8 @@ class System(struct.PyTreeNode):
     values of the paper's Table 1.
     """
 
+    __repr__ = short_repr
+
     task_bits: ArrayLike  # [K] B_k [bit]
     cycles_per_bit: ArrayLike  # [K] C_k [-]
     cpu_hz: ArrayLike  # [K] f_k [Hz]
@@ -55,7 +61,7 @@ class System(struct.PyTreeNode):
     slot: ArrayLike = 0.5  # T [s]
     bandwidth: ArrayLike = 1e7  # W [Hz]
     noise_power: ArrayLike = 1e-9  # N0 [W]
-    max_power: ArrayLike = 10 ** (23 / 10 - 3)  # p_max [W]: 23 dBm
+    max_power: ArrayLike = from_dbm(23)  # p_max [W]
     mean_gain: ArrayLike = 1e-6  # E[h^2] [-]
     chip: ArrayLike = 1e-28  # eps [J s^2]
     log_base: ArrayLike = 2.0  # base of the logarithm in (3): 2 counts bits
@@ -215,6 +221,16 @@ def realised_energy(
 ) -> jax.Array:
     """Weighted energy that is really spent, sum beta [p t' + (1 - a) eps B C f^2], (2) + (5).
 
+    See ``realised_energies``. Returns ``[]`` [J].
+    """
+    return jnp.sum(realised_energies(system, h, offload, power), axis=-1)
+
+
+def realised_energies(
+    system: System, h: jax.Array, offload: jax.Array, power: jax.Array
+) -> jax.Array:
+    """Weighted energy that each device really spends, beta [p t' + (1 - a) eps B C f^2].
+
     P1's objective (6) charges p_k t_k; a device stops sending when its task is through,
     so figures and solutions charge p_k t'_k.
 
@@ -225,13 +241,13 @@ def realised_energy(
         power: transmit powers ``[K]`` [W].
 
     Returns:
-        Energy ``[]`` [J].
+        Energies ``[K]`` [J], 0 for padding.
     """
     time = transmit_time(system, h, offload, power)
     never = jnp.isinf(time)  # a task sent without power or gain; 0 * inf would be NaN
     sent = jnp.where(never, jnp.inf, system.weight * power * jnp.where(never, 0.0, time))
     kept = jnp.where(system.active, (1 - offload) * local_energy(system), 0.0)
-    return jnp.sum(sent + kept, axis=-1)
+    return sent + kept
 
 
 def check_channels(h: ArrayLike, num_devices: int) -> jax.Array:

@@ -19,14 +19,27 @@ from flax import struct
 from meco_jax import network as nw
 from meco_jax import system as sy
 from meco_jax.allocation import fits, link
+from meco_jax.describe import short_repr
 from meco_jax.network import Decision, Network, Policy, Role
 from meco_jax.system import System
 
 Metrics = dict[str, jax.Array]
-History = dict[str, np.ndarray]
 ByScheme = Any  # a float, or None for the scheme's default
 Carry = TypeVar("Carry")
 Report = Callable[[int, dict[str, np.ndarray]], None]
+
+
+class History(dict[str, np.ndarray]):
+    """Metrics of a training by name, an array with an entry per report each."""
+
+    __repr__ = short_repr
+
+
+jax.tree_util.register_pytree_node(  # as a dict is
+    History,
+    lambda history: (tuple(history.values()), tuple(history)),
+    lambda names, values: History(zip(names, values)),
+)
 
 
 class Schedule(Protocol):
@@ -58,6 +71,8 @@ class TrainConfig(struct.PyTreeNode):
 
     Those that are None take the value of ``DEFAULTS`` for the scheme.
     """
+
+    __repr__ = short_repr
 
     learning_rate: ByScheme = None  # Adam's, at the start [-]
     final_learning_rate: float = 0.02  # of the start, reached by a cosine [-]
@@ -98,6 +113,8 @@ DEFAULTS = {
 class Learner(NamedTuple):
     """What teacher and student have each of their own besides parameters."""
 
+    __repr__ = short_repr
+
     optimizer: optax.OptState
     multiplier: jax.Array  # [] lambda_A or lambda_B [J/s]
     violation: jax.Array  # [] E sum_k H of the latest step, (22) [s]
@@ -105,6 +122,8 @@ class Learner(NamedTuple):
 
 class TrainState(NamedTuple):
     """What a step carries: a plain pytree, so that lanes stack."""
+
+    __repr__ = short_repr
 
     params: dict[str, Any]  # by branch
     batch_stats: dict[str, Any]
@@ -114,6 +133,8 @@ class TrainState(NamedTuple):
 
 class Run(NamedTuple):
     """A training under way."""
+
+    __repr__ = short_repr
 
     state: TrainState
     channel_key: jax.Array  # of the training channels
@@ -215,7 +236,7 @@ def train_loop(
             save(done, run, rows)
         if report is not None:
             report(step, rows[-1])
-    return run, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return run, History({name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
 
 def make_policy(state: TrainState, system: System, config: TrainConfig) -> Policy:
