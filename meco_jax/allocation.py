@@ -29,10 +29,9 @@ LEAST_LOG_Y = -80.0  # x^2 must not underflow; at x = 6e-18 and below energies a
 BISECTION_STEPS = 30  # for the relaxed price: halves a bracket of e^10 to float32's last digits
 
 
+@short_repr
 class Solution(struct.PyTreeNode):
     """Hold an answer for channels ``[..., K]``; see ``meco_jax.solve``."""
-
-    __repr__ = short_repr
 
     offload: jax.Array  # [..., K] a: 0 or 1, in partial schemes the part of the task sent [-]
     power: jax.Array  # [..., K] p [W]
@@ -49,10 +48,9 @@ class Solution(struct.PyTreeNode):
         return {name: np.asarray(leaf) for name, leaf in vars(self).items() if leaf is not None}
 
 
+@short_repr
 class Link(NamedTuple):
     """The uplinks of one channel in the math note's terms, ``[K]`` each."""
-
-    __repr__ = short_repr
 
     usable: jax.Array  # bool: real, with bits to send, and heard at all
     load: jax.Array  # D / w [s nat]
@@ -65,6 +63,7 @@ class Link(NamedTuple):
     slot: jax.Array  # T [s], []
 
 
+@short_repr
 class Grid(NamedTuple):
     """Dual terms at J prices, math note 3b: the dual of S is ``offset + sum_(S xor base) turn``.
 
@@ -72,18 +71,15 @@ class Grid(NamedTuple):
     the dual would be a small difference of large sums.
     """
 
-    __repr__ = short_repr
-
     log_mu: jax.Array  # [J] prices [ln W]
     base: jax.Array  # [K] bool: who sends at the relaxed problem's price
     offset: jax.Array  # [J] dual of ``base`` [J]
     turn: jax.Array  # [K, J] what turning a device over adds, 0 where it cannot send [J]
 
 
+@short_repr
 class Relaxed(NamedTuple):
     """The answer of a relaxed problem, see ``relax``."""
-
-    __repr__ = short_repr
 
     offload: jax.Array  # [K] part of each task sent [-]
     time: jax.Array  # [K], constants to derivatives [s]

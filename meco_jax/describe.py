@@ -6,7 +6,7 @@ import dataclasses
 import math
 import reprlib
 import textwrap
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +14,23 @@ import numpy as np
 
 from meco_jax.units import UNITS
 
+T = TypeVar("T")
 WIDTH = 100  # columns
 MOST_ENTRIES = 2**22  # of an array that is looked into; of a larger one the shape must do
 _GLUE = "\xa0"  # a space at which no line breaks
 
 
-def short_repr(self: Any) -> str:
-    """Describe an object by its fields: numbers, or shapes of arrays with ranges and units.
+def short_repr(cls: type[T]) -> type[T]:
+    """Give a data class, named tuple or dict a ``repr`` of a few lines.
 
-    Meant as ``__repr__`` of data classes, named tuples and subclasses of dict. Traced, deleted
-    and remote arrays are described by their shapes alone; nothing is compiled.
+    It shows numbers, and of arrays the shapes, ranges and units; of traced, deleted and remote
+    arrays the shapes alone. Nothing is compiled.
     """
+    cls.__repr__ = _write  # type: ignore[method-assign]
+    return cls
+
+
+def _write(self: Any) -> str:
     text = _describe_fields(self)
     wrapped = textwrap.wrap(
         text, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
@@ -51,11 +57,9 @@ def _describe(value: Any, unit: str) -> str:
     unit = unit and f" {unit}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return _describe_array(value, unit).replace(" ", _GLUE)
-    if isinstance(value, float):
+    if isinstance(value, (int, float)):
         return (f"{value:.4g}{unit}" if unit else repr(value)).replace(" ", _GLUE)
-    if type(value).__repr__ is short_repr or (
-        dataclasses.is_dataclass(value) and not isinstance(value, type)
-    ):
+    if _is_described(value):
         return _describe_fields(value)
     if isinstance(value, (dict, list, tuple)):
         arrays = [x for x in jax.tree.leaves(value) if hasattr(x, "shape") and hasattr(x, "dtype")]
@@ -65,6 +69,12 @@ def _describe(value: Any, unit: str) -> str:
         if isinstance(value, (list, tuple)) and len(value) > 4:
             return f"{len(value)} from {_shorten(value[0])} to {_shorten(value[-1])}"
     return getattr(value, "__name__", None) or _shorten(value)
+
+
+def _is_described(value: Any) -> bool:
+    return getattr(type(value), "__repr__", None) is _write or (
+        dataclasses.is_dataclass(value) and not isinstance(value, type)
+    )
 
 
 def _describe_array(x: Any, unit: str) -> str:

@@ -19,10 +19,9 @@ from meco_jax.sweep import Groups, Lanes, lane_key, map_groups
 from meco_jax.system import System
 
 
+@short_repr
 class Outcome(NamedTuple):
     """What one scheme does on the test channels of every lane, ``[L, N]`` each."""
-
-    __repr__ = short_repr
 
     energy: jax.Array  # realised weighted energy, infinite where infeasible [J]
     lower_bound: jax.Array  # the Lagrangian one of P1, the same for all schemes [J]

@@ -181,10 +181,9 @@ def training_figure(
     return figure
 
 
+@short_repr
 class GapPanel(NamedTuple):
     """One panel of ``gap_figure``."""
-
-    __repr__ = short_repr
 
     label: str  # of the x axis
     x: Sequence[float] | np.ndarray  # [M]

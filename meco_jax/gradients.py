@@ -29,10 +29,9 @@ TRIED = 6  # devices that are flipped to find the best set around a decision
 COLDEST = 0.1  # temperature of the Gumbel sigmoid at the end; 1 at the start [-]
 
 
+@short_repr
 class Case(NamedTuple):
     """One channel to learn from, ``[K]`` devices and ``[J]`` prices."""
-
-    __repr__ = short_repr
 
     features: jax.Array  # [K, F] see ``policy.device_features``
     usable: jax.Array  # [K] bool

@@ -81,10 +81,9 @@ def output_time(phi: jax.Array, slot: jax.Array, active: jax.Array) -> jax.Array
     return slot * phi / jnp.maximum(jnp.sum(phi), 1.0)
 
 
+@short_repr
 class Decision(NamedTuple):
     """What the network says, (11): ``[..., K]`` each."""
-
-    __repr__ = short_repr
 
     offload: jax.Array  # a [-]
     power: jax.Array  # p [W]
@@ -198,10 +197,9 @@ def decide(
     return jax.vmap(activate)(*outputs), updated["batch_stats"]
 
 
+@short_repr
 class Policy(struct.PyTreeNode):
     """A trained network and the system it was trained for: ``policy(h) -> Solution``."""
-
-    __repr__ = short_repr
 
     variables: Variables
     system: System

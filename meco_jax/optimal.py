@@ -37,10 +37,9 @@ SEARCH_NODES = 200_000  # most sets that the exact search holds at once
 SEARCH_EXACT = 2_000  # most of them that it allocates exactly
 
 
+@short_repr
 class Stage(NamedTuple):
     """How much to enumerate: shapes, so static."""
-
-    __repr__ = short_repr
 
     unclear: int  # devices whose sets are enumerated, 2^n patterns
     exact: int  # patterns allocated exactly

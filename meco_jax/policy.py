@@ -106,10 +106,9 @@ def init_params(network: DeviceNetwork, key: jax.Array) -> Variables:
     return dict(network.init(key, jnp.zeros((1, FEATURES)), jnp.ones(1, bool)))
 
 
+@short_repr
 class GeneralPolicy(struct.PyTreeNode):
     """A trained network that serves any system; ``meco_jax.solve`` uses it."""
-
-    __repr__ = short_repr
 
     params: Variables
     network: DeviceNetwork = struct.field(pytree_node=False, default=DeviceNetwork())

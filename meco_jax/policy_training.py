@@ -80,10 +80,9 @@ def sample_systems(key: jax.Array, num: int, num_devices: int) -> tuple[System, 
     return systems, jnp.sqrt(power_gain)
 
 
+@short_repr
 class PolicyConfig(struct.PyTreeNode):
     """Settings of the general policy's training."""
-
-    __repr__ = short_repr
 
     learning_rate: float = 3e-3  # Adam's, at the start [-]
     final_learning_rate: float = 0.01  # of the start, reached by a cosine [-]
@@ -98,10 +97,9 @@ class PolicyConfig(struct.PyTreeNode):
     chunk_epochs: int = struct.field(pytree_node=False, default=1)  # between two reports
 
 
+@short_repr
 class PolicyRun(NamedTuple):
     """A training under way."""
-
-    __repr__ = short_repr
 
     params: Any
     optimizer: optax.OptState

@@ -48,10 +48,9 @@ DRAWS = {"bcos": 0, "pcos": 1, "test": 2}  # folded into a lane's key
 LANE_BYTES = 4 * 2**30  # of the channels of the lanes that run at once
 
 
+@short_repr
 class Lanes(NamedTuple):
     """Trainings that run as one program, ``[L]`` of them; see ``make_grid``."""
-
-    __repr__ = short_repr
 
     points: tuple[dict[str, float], ...]  # by axis, where each lane stands in the grid
     systems: System  # [L, ...] leaves, padded to the largest K

@@ -27,7 +27,8 @@ Formulas are written for one channel, ``h: [K]``; batches go through ``jax.vmap`
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +41,13 @@ from meco_jax.units import from_dbm
 PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")
 """The fields of ``System`` with one entry a device; the others are scalars."""
 
-ArrayLike = jax.Array | np.ndarray | np.number | np.bool_ | float
-"""What a field may hold: an array of JAX or NumPy, or a number."""
+ArrayLike = jax.Array | np.ndarray | np.number | np.bool_ | Sequence[float] | float
+"""What an argument may be: an array of JAX or NumPy, a list of numbers, a number."""
+
+Leaf = Any  # what was given is read back, and inside a program it is traced
 
 
+@short_repr
 class System(struct.PyTreeNode):
     """Hold the physics of P1, (6): a pytree whose leaves can be traced, swept and batched.
 
@@ -51,25 +55,45 @@ class System(struct.PyTreeNode):
     values of the paper's Table 1.
     """
 
-    __repr__ = short_repr
+    task_bits: Leaf  # [K] B_k [bit]
+    cycles_per_bit: Leaf  # [K] C_k [-]
+    cpu_hz: Leaf  # [K] f_k [Hz]
+    weight: Leaf = 1.0  # [K] beta_k [-]
+    active: Leaf = True  # [K] True: a real device, False: padding
+    slot: Leaf = 0.5  # T [s]
+    bandwidth: Leaf = 1e7  # W [Hz]
+    noise_power: Leaf = 1e-9  # N0 [W]
+    max_power: Leaf = from_dbm(23)  # p_max [W]
+    mean_gain: Leaf = 1e-6  # E[h^2] [-]
+    chip: Leaf = 1e-28  # eps [J s^2]
+    log_base: Leaf = 2.0  # base of the logarithm in (3): 2 counts bits
 
-    task_bits: ArrayLike  # [K] B_k [bit]
-    cycles_per_bit: ArrayLike  # [K] C_k [-]
-    cpu_hz: ArrayLike  # [K] f_k [Hz]
-    weight: ArrayLike = 1.0  # [K] beta_k [-]
-    active: ArrayLike = True  # [K] True: a real device, False: padding
-    slot: ArrayLike = 0.5  # T [s]
-    bandwidth: ArrayLike = 1e7  # W [Hz]
-    noise_power: ArrayLike = 1e-9  # N0 [W]
-    max_power: ArrayLike = from_dbm(23)  # p_max [W]
-    mean_gain: ArrayLike = 1e-6  # E[h^2] [-]
-    chip: ArrayLike = 1e-28  # eps [J s^2]
-    log_base: ArrayLike = 2.0  # base of the logarithm in (3): 2 counts bits
+    if TYPE_CHECKING:  # so that type checkers refuse what is no number
+
+        def __init__(
+            self,
+            task_bits: ArrayLike,
+            cycles_per_bit: ArrayLike,
+            cpu_hz: ArrayLike,
+            weight: ArrayLike = ...,
+            active: ArrayLike = ...,
+            slot: ArrayLike = ...,
+            bandwidth: ArrayLike = ...,
+            noise_power: ArrayLike = ...,
+            max_power: ArrayLike = ...,
+            mean_gain: ArrayLike = ...,
+            chip: ArrayLike = ...,
+            log_base: ArrayLike = ...,
+        ) -> None: ...
+
+        def replace(self, **fields: ArrayLike) -> System:
+            """Return a system with some fields changed."""
+            ...
 
     @property
     def num_devices(self) -> int:
         """Number of devices, padding included: the last axis of ``task_bits``."""
-        return jnp.shape(self.task_bits)[-1]
+        return np.shape(self.task_bits)[-1]
 
 
 def table1(num_devices: int = 14, slot: float = 0.5, seed: int | jax.Array = 0) -> System:
@@ -137,7 +161,7 @@ def pad_devices(system: System, num_devices: int) -> System:
         raise ValueError(f"num_devices must be at least {system.num_devices}; got {num_devices}")
     num_devices = system.num_devices
 
-    def pad(leaf: ArrayLike) -> jax.Array:
+    def pad(leaf: Leaf) -> jax.Array:
         leaf = jnp.broadcast_to(leaf, (*jnp.shape(leaf)[:-1], num_devices))
         return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, missing)])
 
@@ -308,7 +332,7 @@ SYSTEM_RANGES = {  # name: (lower end, whether it is allowed); all must be finit
 CHANNEL_RANGE = (0.0, True)
 
 
-def _in_range(xp: Any, value: ArrayLike, low: float, included: bool) -> Any:
+def _in_range(xp: Any, value: Any, low: float, included: bool) -> Any:
     return xp.isfinite(value) & ((value >= low) if included else (value > low))
 
 

@@ -29,16 +29,17 @@ Carry = TypeVar("Carry")
 Report = Callable[[int, dict[str, np.ndarray]], None]
 
 
+@short_repr
 class History(dict[str, np.ndarray]):
     """Metrics of a training by name, an array with an entry per report each."""
 
-    __repr__ = short_repr
+
+def _unflatten(names: tuple[str, ...], values: Sequence[np.ndarray]) -> History:
+    return History(zip(names, values))
 
 
 jax.tree_util.register_pytree_node(  # as a dict is
-    History,
-    lambda history: (tuple(history.values()), tuple(history)),
-    lambda names, values: History(zip(names, values)),
+    History, lambda history: (tuple(history.values()), tuple(history)), _unflatten
 )
 
 
@@ -66,13 +67,12 @@ class Schedule(Protocol):
         """Steps in an epoch."""
 
 
+@short_repr
 class TrainConfig(struct.PyTreeNode):
     """Settings of Algorithm 1. Numbers that fix no shape are traced and can be swept.
 
     Those that are None take the value of ``DEFAULTS`` for the scheme.
     """
-
-    __repr__ = short_repr
 
     learning_rate: ByScheme = None  # Adam's, at the start [-]
     final_learning_rate: float = 0.02  # of the start, reached by a cosine [-]
@@ -110,20 +110,18 @@ DEFAULTS = {
 }
 
 
+@short_repr
 class Learner(NamedTuple):
     """What teacher and student have each of their own besides parameters."""
-
-    __repr__ = short_repr
 
     optimizer: optax.OptState
     multiplier: jax.Array  # [] lambda_A or lambda_B [J/s]
     violation: jax.Array  # [] E sum_k H of the latest step, (22) [s]
 
 
+@short_repr
 class TrainState(NamedTuple):
     """What a step carries: a plain pytree, so that lanes stack."""
-
-    __repr__ = short_repr
 
     params: dict[str, Any]  # by branch
     batch_stats: dict[str, Any]
@@ -131,10 +129,9 @@ class TrainState(NamedTuple):
     student: Learner
 
 
+@short_repr
 class Run(NamedTuple):
     """A training under way."""
-
-    __repr__ = short_repr
 
     state: TrainState
     channel_key: jax.Array  # of the training channels
