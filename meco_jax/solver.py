@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ CHUNK_BYTES = 2**29  # working memory of a batch
 DEVICE_MULTIPLE = 8  # K is padded to a multiple of it
 BLOCKS = tuple(2**n for n in range(14))  # channels at once, on the host
 FEW = 1, 8, 64  # of the later stages of the optimum
+Method = Literal["bcos", "mcos", "mcos_partial", "optimal", "pcos"]
 METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
     "mcos": schemes.mcos,
     "mcos_partial": schemes.mcos_partial,
@@ -38,7 +39,7 @@ METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
 def solve(
     h: ArrayLike,
     system: System | None = None,
-    method: str = "bcos",
+    method: Method = "bcos",
     policy: Policy | GeneralPolicy | None = None,
     tolerance: float = 1e-4,
     effort: int = 4,
