@@ -179,7 +179,8 @@ class _Rows:
 
         def leaf(x: np.ndarray) -> jax.Array:  # [N] or [N, padded K]
             x = x[:, : self.num_devices] if x.ndim > 1 else x
-            return jnp.asarray(x.reshape(self.batch + x.shape[1:]))
+            # Unlike jnp.asarray, which compiles a copy for each shape.
+            return jax.device_put(x.reshape(self.batch + x.shape[1:]))
 
         return jax.tree.map(leaf, found)
 
@@ -194,9 +195,12 @@ def _solve_one(
 ) -> Solution:
     """Solve one channel ``[K]`` as ``_Rows`` does, padded by ``missing`` devices, but quicker."""
     number = h.shape[-1]
-    if missing:
-        padded = {name: _pad(getattr(system, name), number, missing) for name in sy.PER_DEVICE}
-        h, system = _pad(h, number, missing), system.replace(**padded)
+    # On the host, since arrays that are committed or weakly typed have programs of their own.
+    h, system = jax.tree.map(np.asarray, (h, system))
+    shapes = {name: getattr(system, name).shape for name in sy.PER_DEVICE}
+    if missing or any(shape != (number,) for shape in shapes.values()):
+        h = _pad(h, number, missing)
+        system = system.replace(**{n: _pad(getattr(system, n), number, missing) for n in shapes})
     found = _solve(h, system, policy, method, optimal.STAGES[0], effort)
     if missing:
         found = _cut(found, number)

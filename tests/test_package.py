@@ -8,7 +8,7 @@ PACKAGE = Path(meco_jax.__file__).parent
 ORDER = (
     "files", "units", "describe", "system", "allocation", "schemes", "optimal", "network",
     "policy", "checkpoint", "store", "gradients", "training", "policy_training", "sweep",
-    "solver", "evaluation", "figures",
+    "solver", "warmup", "evaluation", "figures",
 )
 # fmt: on
 
