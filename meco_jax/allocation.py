@@ -353,12 +353,15 @@ def allocate(system: System, h: jax.Array, offload: jax.Array) -> Solution:
 def finish(
     link: Link, offload: jax.Array, time: jax.Array, energy: jax.Array, bound: jax.Array
 ) -> Solution:
-    """Make the ``Solution`` of parts and times ``[K]``: feasible if the energy is finite."""
+    """Make the ``Solution`` of parts and times ``[K]``: feasible if the energy is finite.
+
+    An infeasible one sends nothing: whoever acts on it without looking stays silent.
+    """
     feasible = jnp.isfinite(energy)
     power = send_power(link, offload, time)
     has_task = link.min_time > 0
     return Solution(
-        offload=offload,
+        offload=jnp.where(feasible, offload, 0.0),
         power=jnp.where(feasible, power, 0.0),
         time=jnp.where(feasible, time, 0.0),
         energy=energy,

@@ -141,8 +141,9 @@ def _fill(wanted: Policy | GeneralPolicy, arrays: dict[str, np.ndarray]) -> Poli
 @functools.cache
 def pretrained() -> GeneralPolicy:
     """Return the general policy that is shipped with the package, which ``solve`` uses."""
-    policy = load_policy(Path(__file__).parent / PRETRAINED)
-    return jax.device_put(cast(GeneralPolicy, policy))
+    with jax.ensure_compile_time_eval():  # weights that stay, also where a program is recorded
+        policy = load_policy(Path(__file__).parent / PRETRAINED)
+        return jax.device_put(cast(GeneralPolicy, policy))
 
 
 def _settings(policy: Policy | GeneralPolicy) -> dict[str, Any]:

@@ -225,9 +225,11 @@ class Policy(struct.PyTreeNode):
         return jax.tree.map(lambda x: x.reshape(h.shape[:-1] + x.shape[1:]), flat)
 
     def outputs(self, h: jax.Array) -> Decision:
-        """Map gains ``[N, K]`` [-] to the network's decisions, ``[N, K]`` leaves."""
-        arguments = (self.network, self.variables, self.system, h, self.role)
-        return decide(*arguments, scaling=self.scaling)[0]
+        """Map gains ``[..., K]`` [-] to the network's decisions, ``[..., K]`` leaves."""
+        flat = h.reshape(-1, h.shape[-1])
+        arguments = (self.network, self.variables, self.system, flat, self.role)
+        decision = decide(*arguments, scaling=self.scaling)[0]
+        return jax.tree.map(lambda x: x.reshape(h.shape), decision)
 
 
 @jax.jit

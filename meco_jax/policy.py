@@ -29,6 +29,7 @@ from meco_jax.allocation import (
     priced_cost,
     relax,
 )
+from meco_jax.checks import integer
 from meco_jax.describe import short_repr
 from meco_jax.files import write_atomically
 from meco_jax.network import Variables
@@ -115,6 +116,7 @@ class GeneralPolicy(struct.PyTreeNode):
 
     def scores(self, system: System, h: jax.Array) -> jax.Array:
         """Score the devices of one channel ``[K]``: the network would send those above 0."""
+        _check_one_channel(h)
         uplinks, forced = link(system, h), sy.forced(system)
         relaxed = relax(uplinks, forced.astype(h.dtype))
         return self._scores(device_features(uplinks, forced, relaxed), uplinks.usable)
@@ -130,7 +132,11 @@ class GeneralPolicy(struct.PyTreeNode):
 
         Returns:
             A ``Solution`` with optimal powers and times and the Lagrangian lower bound.
+
+        Raises:
+            ValueError: if h is a batch; ``meco_jax.solve`` takes them.
         """
+        _check_one_channel(h)
         uplinks, forced = link(system, h), sy.forced(system)
         relaxed = relax(uplinks, forced.astype(h.dtype))
         features = device_features(uplinks, forced, relaxed)
@@ -157,8 +163,14 @@ class GeneralPolicy(struct.PyTreeNode):
             path: the file, written atomically.
             num_devices: K; fewer devices are padded by ``active`` False.
             effort: as in ``decide``.
+
+        Raises:
+            ValueError: if ``num_devices`` or ``effort`` is no integer in its range.
         """
         from jax import export
+
+        num_devices = integer("num_devices", num_devices, low=1)
+        effort = integer("effort", effort, 0, LARGEST_EFFORT)
 
         number = export.symbolic_shape("N")[0]
 
@@ -178,6 +190,12 @@ class GeneralPolicy(struct.PyTreeNode):
 
     def _scores(self, features: jax.Array, usable: jax.Array) -> jax.Array:
         return jnp.asarray(self.network.apply(self.params, features, usable))
+
+
+def _check_one_channel(h: jax.Array) -> None:
+    if np.ndim(h) != 1:
+        rule = "one channel, [K]; batches go through meco_jax.solve"
+        raise ValueError(f"h must be {rule}; got shape {np.shape(h)}")
 
 
 def price_certainty(features: jax.Array) -> jax.Array:

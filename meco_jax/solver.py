@@ -1,7 +1,7 @@
 """The library call: ``solve(h) -> Solution`` by any method, one channel or many.
 
-This is the one place that checks arguments, broadcasts systems against channels and maps
-the one-channel functions over batches.
+This is the one place that maps the one-channel functions over batches, and that decides what
+runs where: on the host's blocks, or as a part of a program that is being recorded.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from meco_jax import allocation as one_channel
 from meco_jax import optimal, schemes
 from meco_jax import system as sy
-from meco_jax.allocation import Solution, allocate
+from meco_jax.allocation import Solution
+from meco_jax.arguments import RANKS, batch_shape, check_call, check_decision
 from meco_jax.checkpoint import pretrained
+from meco_jax.checks import inside_trace, integer, is_traced, one_number, real, refuse, require
 from meco_jax.network import Policy
 from meco_jax.policy import LARGEST_EFFORT, GeneralPolicy
 from meco_jax.system import ArrayLike, System
@@ -74,25 +77,24 @@ def solve(
     """
     if method not in (*METHODS, "bcos"):
         known = ", ".join(sorted((*METHODS, "bcos")))
-        raise ValueError(f"method must be one of {known}; got {method!r}")
-    if not isinstance(effort, int) or not 0 <= effort <= LARGEST_EFFORT:
-        raise ValueError(f"effort must be an integer from 0 to {LARGEST_EFFORT}; got {effort!r}")
+        raise refuse("method", f"one of {known}", method)
+    if not isinstance(policy, (Policy, GeneralPolicy, type(None))):
+        raise refuse("policy", "trained or from meco_jax.load_policy", policy)
+    effort = integer("effort", effort, 0, LARGEST_EFFORT)
+    require("tolerance", one_number("tolerance", tolerance), 0.0, included=False)
     if policy is None and method == "bcos":
         policy = pretrained()
     if system is None:
-        num_devices = (np.shape(h) or (0,))[-1]
-        system = policy.system if isinstance(policy, Policy) else sy.table1(num_devices)
-    system = sy.check_system(system)
-    h = sy.check_channels(h, system.num_devices)
+        system = _default_system(h, policy)
+    h, system = check_call(h, system)
     if isinstance(policy, Policy) and policy.system.num_devices != system.num_devices:
         raise ValueError(
             f"policy must be trained for {system.num_devices} devices, like h; "
             f"got one trained for {policy.system.num_devices}"
         )
-    sy.require("tolerance", tolerance, 0.0, included=False)
     own = policy if method == "bcos" else None
-    batch = _batch_shape(system, h)
-    if _is_traced(h, system, own) or _stays_on_device(h, method) or 0 in batch:
+    batch = batch_shape(system, h)
+    if _is_recorded(h, system, own) or _stays_on_device(h, method) or 0 in batch:
         return _solve(h, system, own, method, effort=effort)
     multiple = 1 if isinstance(own, Policy) else DEVICE_MULTIPLE
     if not batch:
@@ -104,6 +106,93 @@ def solve(
     if method == "optimal":
         _escalate(rows, found, tolerance)
     return rows.unpack(found)
+
+
+def mcos(system: System, h: ArrayLike) -> Solution:
+    """Offload only the tasks that miss the deadline locally: ``solve(h, system, "mcos")``."""
+    return solve(h, system, "mcos")
+
+
+def mcos_partial(system: System, h: ArrayLike) -> Solution:
+    """Offload only what misses the deadline locally: ``solve(h, system, "mcos_partial")``."""
+    return solve(h, system, "mcos_partial")
+
+
+def pcos(system: System, h: ArrayLike) -> Solution:
+    """Offload any part of each task optimally: ``solve(h, system, "pcos")``."""
+    return solve(h, system, "pcos")
+
+
+def allocate(system: System, h: ArrayLike, offload: ArrayLike) -> Solution:
+    """Give fixed decisions their optimal powers and times: P1, (6), with a fixed.
+
+    Args:
+        system: the physics, any field with leading batch axes.
+        h: amplitude gains ``[..., K]`` [-].
+        offload: decisions ``[..., K]``, 0 or 1 [-]; padding is ignored.
+
+    Returns:
+        A ``Solution`` of the broadcast batch shape, see ``solve``. Infeasible where a set does
+        not fit or a forced device stays.
+
+    Raises:
+        ValueError: as ``solve``, and if ``offload`` is not 0 or 1 everywhere.
+    """
+    h, system = check_call(h, system)
+    offload = check_decision(offload, system, h)
+    if not is_traced(offload) and not np.all((offload == 0) | (offload == 1)):
+        wrong = np.asarray(offload)
+        raise refuse("offload", "0 or 1", wrong[(wrong != 0) & (wrong != 1)].flat[0])
+    return _map_decisions(one_channel.allocate, h, system, offload)
+
+
+def repair(system: System, h: ArrayLike, offload: ArrayLike) -> Solution:
+    """Make decisions feasible and give them their optimal powers and times.
+
+    Args:
+        system: the physics, any field with leading batch axes.
+        h: amplitude gains ``[..., K]`` [-].
+        offload: decisions ``[..., K]``, 0 to 1; a device is chosen to send above 1/2 [-].
+
+    Returns:
+        A ``Solution`` of the broadcast batch shape, see ``solve``; never worse than sending the
+        forced devices alone, infeasible only where these do not fit.
+
+    Raises:
+        ValueError: as ``solve``, and if ``offload`` is not from 0 to 1 everywhere.
+    """
+    h, system = check_call(h, system)
+    offload = check_decision(offload, system, h)
+    return _map_decisions(schemes.repair, h, system, offload)
+
+
+@partial(jax.jit, static_argnums=0)
+def _map_decisions(
+    function: Callable[..., Solution], h: jax.Array, system: System, offload: jax.Array
+) -> Solution:
+    """Map a one-channel function of a decision, and answer bad values under jit with NaN."""
+
+    def checked(system: System, h: jax.Array, offload: jax.Array) -> Solution:
+        valid = jnp.all((offload >= 0) & (offload <= 1) | ~system.active)
+        decided = function(system, h, jnp.where(valid, offload, 0.0))
+        return _invalidate(decided, valid, system.active)
+
+    return map_channels(_checked(checked), system, h, offload)
+
+
+def _default_system(h: ArrayLike, policy: Policy | GeneralPolicy | None) -> System:
+    """Return the system that a call without one means: the policy's, or Table 1."""
+    if isinstance(policy, Policy):
+        return policy.system
+    shape = real("h", h, sy.COMPLEX_HINT).shape
+    if not shape or not shape[-1]:
+        raise ValueError(f"h must have one gain per device, [..., K]; got shape {shape}")
+    if shape[-1] == 1 and len(shape) > 1 and shape[-2] > 1:
+        raise ValueError(
+            f"h must have its devices on the last axis; got a column of shape {shape}: pass h.T, "
+            f"or system=table1(1) for as many channels of one device"
+        )
+    return sy.table1(shape[-1])
 
 
 @partial(jax.jit, static_argnames=("method", "stage", "effort"))
@@ -119,8 +208,7 @@ def _solve(
     if isinstance(policy, GeneralPolicy):
         return map_channels(_checked(partial(policy.decide, effort=effort)), system, h)
     if policy is not None:
-        offload, _, _ = policy.outputs(h.reshape(-1, h.shape[-1]))
-        return map_channels(_checked(schemes.repair), system, h, offload.reshape(h.shape))
+        return map_channels(_checked(schemes.repair), system, h, policy.outputs(h).offload)
     function = METHODS[method]
     if function is optimal.optimal:
         function = partial(optimal.optimal, stage=stage)
@@ -135,7 +223,7 @@ class _Rows:
     """
 
     def __init__(self, h: jax.Array, system: System, multiple: int) -> None:
-        self.batch, self.num_devices = _batch_shape(system, h), h.shape[-1]
+        self.batch, self.num_devices = batch_shape(system, h), h.shape[-1]
         self.number = math.prod(self.batch)
         missing = -self.num_devices % multiple
 
@@ -145,7 +233,7 @@ class _Rows:
             return np.broadcast_to(leaf, (self.batch or (1,)) + tail)  # a view
 
         self._gains = spread(h, 1)
-        self._fields = {n: spread(getattr(system, n), rank) for n, rank in _RANKS.items()}
+        self._fields = {n: spread(getattr(system, n), rank) for n, rank in RANKS.items()}
 
     def take(self, places: np.ndarray) -> tuple[np.ndarray, System]:
         """Take channels by their places in the flattened batch."""
@@ -244,7 +332,7 @@ def _escalate(rows: _Rows, best: Solution, tolerance: float) -> None:
             put(places, rows.solve(places, None, "optimal", stage))
     for place in still_open():
         gains, systems = rows.take(np.array([place]))
-        one = System(**{name: getattr(systems, name)[0] for name in _RANKS})
+        one = System(**{name: getattr(systems, name)[0] for name in RANKS})
         known = jax.tree.map(lambda x, i=place: x[i], best)
         decision, bound = optimal.search(one, gains[0], float(known.energy), tolerance / 2)
         if decision is not None:
@@ -253,7 +341,7 @@ def _escalate(rows: _Rows, best: Solution, tolerance: float) -> None:
         put(np.array([place]), known)
 
 
-_allocate = jax.jit(allocate)
+_allocate = jax.jit(one_channel.allocate)
 
 
 def _stays_on_device(h: jax.Array, method: str) -> bool:
@@ -261,27 +349,37 @@ def _stays_on_device(h: jax.Array, method: str) -> bool:
     return isinstance(h, jax.Array) and jax.default_backend() != "cpu" and method != "optimal"
 
 
+def _is_recorded(*trees: object) -> bool:
+    """Tell whether a call becomes a part of a program: nothing can be looked at on the host."""
+    return is_traced(trees) or inside_trace()
+
+
 def _checked(function: Callable[..., Solution]) -> Callable[..., Solution]:
     """Answer a channel whose values are out of range with NaN energy."""
 
     def checked(system: System, h: jax.Array, *arguments: jax.Array) -> Solution:
-        solution, valid = function(system, h, *arguments), sy.is_valid(system, h)
-        energies = solution.energy_per_device
-        if energies is None:
+        solution = function(system, h, *arguments)
+        if solution.energy_per_device is None:  # of a scheme that is not ours
             energies = sy.realised_energies(system, h, solution.offload, solution.power)
             has_task = system.active & (system.task_bits > 0)
             energies = jnp.where(solution.feasible | ~has_task, energies, jnp.inf)
-        return Solution(
-            offload=jnp.where(valid, solution.offload, 0.0),
-            power=jnp.where(valid, solution.power, 0.0),
-            time=jnp.where(valid, solution.time, 0.0),
-            energy=jnp.where(valid, solution.energy, jnp.nan),
-            lower_bound=jnp.where(valid, solution.lower_bound, jnp.nan),
-            feasible=solution.feasible & valid,
-            energy_per_device=jnp.where(valid | ~system.active, energies, jnp.nan),
-        )
+            solution = solution.replace(energy_per_device=energies)
+        return _invalidate(solution, sy.is_valid(system, h), system.active)
 
     return checked
+
+
+def _invalidate(solution: Solution, valid: jax.Array, active: jax.Array) -> Solution:
+    """Keep a channel's solution where its input is valid: else NaN energy, and nothing sent."""
+    return Solution(
+        offload=jnp.where(valid, solution.offload, 0.0),
+        power=jnp.where(valid, solution.power, 0.0),
+        time=jnp.where(valid, solution.time, 0.0),
+        energy=jnp.where(valid, solution.energy, jnp.nan),
+        lower_bound=jnp.where(valid, solution.lower_bound, jnp.nan),
+        feasible=solution.feasible & valid,
+        energy_per_device=jnp.where(valid | ~active, solution.energy_per_device, jnp.nan),
+    )
 
 
 def map_channels(function: Callable[..., Solution], system: System, *arrays: jax.Array) -> Solution:
@@ -300,13 +398,13 @@ def map_channels(function: Callable[..., Solution], system: System, *arrays: jax
     Returns:
         Solutions of the broadcast batch shape.
     """
-    batch = _batch_shape(system, *arrays)
+    batch = batch_shape(system, *arrays)
     num_devices = arrays[0].shape[-1]
     missing = -num_devices % DEVICE_MULTIPLE
     system = sy.pad_devices(system, num_devices + missing)
     arrays = tuple(jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) for x in arrays)
-    leaves = {name: jnp.asarray(getattr(system, name)) for name in _RANKS}
-    own = {n: _flat(x, _RANKS[n], batch) for n, x in leaves.items() if x.ndim > _RANKS[n]}
+    leaves = {name: jnp.asarray(getattr(system, name)) for name in RANKS}
+    own = {n: _flat(x, RANKS[n], batch) for n, x in leaves.items() if x.ndim > RANKS[n]}
     rows = (own, tuple(_flat(array, 1, batch) for array in arrays))
 
     def one(row: tuple[dict[str, jax.Array], tuple[jax.Array, ...]]) -> Solution:
@@ -325,22 +423,7 @@ def map_channels(function: Callable[..., Solution], system: System, *arrays: jax
     return jax.tree.map(unpack, solutions)
 
 
-_RANKS = {name: int(name in sy.PER_DEVICE) for name in (*sy.SYSTEM_RANGES, "active")}
-
-
-def _batch_shape(system: System, *arrays: jax.Array) -> tuple[int, ...]:
-    batches = [array.shape[:-1] for array in arrays]
-    for name, rank in _RANKS.items():
-        shape = jnp.shape(getattr(system, name))
-        batches.append(shape[: max(len(shape) - rank, 0)])
-    return jnp.broadcast_shapes(*batches)
-
-
 def _flat(leaf: jax.Array, rank: int, batch: tuple[int, ...]) -> jax.Array:
     """Broadcast a leaf of core rank ``rank`` to ``[N, ...]``."""
     tail = leaf.shape[max(leaf.ndim - rank, 0) :]
     return jnp.broadcast_to(leaf, batch + tail).reshape((-1, *tail))
-
-
-def _is_traced(*trees: object) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))

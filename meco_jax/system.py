@@ -35,13 +35,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from meco_jax.checks import as_floats, in_range, integer, is_traced, real, refuse
+from meco_jax.checks import require as require
 from meco_jax.describe import short_repr
 from meco_jax.units import from_dbm
 
 PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")
 """The fields of ``System`` with one entry a device; the others are scalars."""
 
-ArrayLike = jax.Array | np.ndarray | np.number | np.bool_ | Sequence[float] | float
+Lists = Sequence[float] | Sequence[Sequence[float]]
+ArrayLike = jax.Array | np.ndarray | np.number | np.bool_ | Lists | float
 """What an argument may be: an array of JAX or NumPy, a list of numbers, a number."""
 
 Leaf = Any  # what was given is read back, and inside a program it is traced
@@ -93,7 +96,10 @@ class System(struct.PyTreeNode):
     @property
     def num_devices(self) -> int:
         """Number of devices, padding included: the last axis of ``task_bits``."""
-        return np.shape(self.task_bits)[-1]
+        shape = np.shape(self.task_bits)
+        if not shape:
+            raise ValueError("system.task_bits must have one entry per device; got one number")
+        return shape[-1]
 
 
 def table1(num_devices: int = 14, slot: float = 0.5, seed: int | jax.Array = 0) -> System:
@@ -112,8 +118,7 @@ def table1(num_devices: int = 14, slot: float = 0.5, seed: int | jax.Array = 0) 
     Raises:
         ValueError: if ``num_devices`` < 1 or ``slot`` is not positive.
     """
-    if num_devices < 1:
-        raise ValueError(f"num_devices must be at least 1; got {num_devices}")
+    num_devices = integer("num_devices", num_devices, low=1)
     require("slot", slot, *SYSTEM_RANGES["slot"])
     keys = _device_keys(jax.random.key(seed), num_devices)
     low = jnp.array([100 * 8000.0, 200.0, 1e9])
@@ -144,25 +149,35 @@ def sample_channels(key: jax.Array, system: System, num: int) -> jax.Array:
 
     Returns:
         Gains ``[num, K]`` [-].
+
+    Raises:
+        ValueError: if ``num`` is negative, or ``mean_gain`` is not one positive number.
     """
+    num = integer("num", num, low=0)
+    mean_gain = real("system.mean_gain", check_type(system).mean_gain)
+    if mean_gain.shape:
+        raise refuse("system.mean_gain", "one number; map over systems by jax.vmap", mean_gain)
+    require("system.mean_gain", mean_gain, *SYSTEM_RANGES["mean_gain"])
     keys = _device_keys(key, system.num_devices)
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (num,)), out_axes=1)(keys)  # [num, K]
-    return jnp.sqrt(-jnp.log1p(-uniform) * system.mean_gain)
+    return jnp.sqrt(-jnp.log1p(-uniform) * as_floats(mean_gain))
 
 
 def pad_devices(system: System, num_devices: int) -> System:
     """Append inactive devices until there are ``num_devices``; they change no answer.
 
+    Args:
+        system: the physics, per-device fields ``[..., K]``.
+        num_devices: K afterwards.
+
     Raises:
         ValueError: if the system already has more devices.
     """
-    missing = num_devices - system.num_devices
-    if missing < 0:
-        raise ValueError(f"num_devices must be at least {system.num_devices}; got {num_devices}")
-    num_devices = system.num_devices
+    own = check_type(system).num_devices
+    missing = integer("num_devices", num_devices, low=own) - own
 
     def pad(leaf: Leaf) -> jax.Array:
-        leaf = jnp.broadcast_to(leaf, (*jnp.shape(leaf)[:-1], num_devices))
+        leaf = jnp.broadcast_to(leaf, (*jnp.shape(leaf)[:-1], own))
         return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, missing)])
 
     return system.replace(**{name: pad(getattr(system, name)) for name in PER_DEVICE})
@@ -278,40 +293,82 @@ def check_channels(h: ArrayLike, num_devices: int) -> jax.Array:
     """Return gains ``[..., K]`` as floats.
 
     Raises:
-        ValueError: if there is not one gain a device, or if a gain is known (it is not under
-            ``jax.jit``) and negative or not finite.
+        ValueError: if there is not one real gain per device, or if a gain is known (it is not
+            under ``jax.jit``) and negative or not finite.
     """
-    shape = np.shape(h)
-    if not shape or shape[-1] != num_devices:
+    h = real("h", h, COMPLEX_HINT)
+    if not h.shape or h.shape[-1] != num_devices:
         raise ValueError(
-            f"h must have one gain for each of {num_devices} devices; got shape {shape}"
+            f"h must have one gain for each of {num_devices} devices; got shape {h.shape}"
         )
-    require("h", h, *CHANNEL_RANGE)
-    return _as_array(h, jnp.result_type(float))
+    require("h", h, *CHANNEL_RANGE, hint=DECIBEL_HINT)
+    return as_floats(h)
+
+
+def check_type(system: System) -> System:
+    """Return a ``System``, or raise a ValueError if it is something else."""
+    if not isinstance(system, System):
+        raise refuse("system", "a meco_jax.System", system)
+    return system
 
 
 def check_system(system: System) -> System:
     """Return the system with floating-point leaves.
 
     Raises:
-        ValueError: if a value is known (it is not under ``jax.jit``) and out of its range.
+        ValueError: if it is no ``System``, a field has not one value or one per device, or a
+            value is known (it is not under ``jax.jit``) and out of its range.
     """
-    active = system.active
+    values = {
+        name: real(f"system.{name}", getattr(check_type(system), name)) for name in SYSTEM_RANGES
+    }
+    active = _flags("system.active", system.active)
+    _check_devices({name: values.get(name, active) for name in PER_DEVICE})
     for name, (low, included) in SYSTEM_RANGES.items():
-        value = getattr(system, name)
-        if name in PER_DEVICE and not _is_traced(value, active):
-            value = np.where(active, value, low + 1.0)  # padding may hold anything
-        require(f"system.{name}", value, low, included)
-    kind = jnp.result_type(float)
-    floats = {name: _as_array(getattr(system, name), kind) for name in SYSTEM_RANGES}
-    return system.replace(**floats, active=_as_array(active, jnp.dtype(bool)))
+        value = values[name]
+        if name in PER_DEVICE and not is_traced(value, active):
+            value = np.where(active, value, np.asarray(low + 1.0, value.dtype))
+        require(f"system.{name}", value, low, included)  # padding may hold anything
+    floats = {name: as_floats(value) for name, value in values.items()}
+    return system.replace(**floats, active=active)
+
+
+def _flags(name: str, value: ArrayLike) -> Any:
+    """Return booleans as an array; 0 and 1 are as good."""
+    if jnp.issubdtype(getattr(value, "dtype", type(value)), jnp.bool_):
+        return value if isinstance(value, jax.Array) else np.asarray(value)
+    value = real(name, value)
+    if not is_traced(value) and not np.all((value == 0) | (value == 1)):
+        raise refuse(name, "True or False", np.asarray(value))
+    return value.astype(bool)
+
+
+def _check_devices(fields: dict[str, Any]) -> None:
+    """Check that the last axis of all per-device fields holds the same K devices."""
+    bits = fields["task_bits"]
+    if not bits.shape or not bits.shape[-1]:
+        rule = "one entry per device, [..., K], K at least 1"
+        raise ValueError(f"system.task_bits must have {rule}; got shape {bits.shape}")
+    # N systems of one device each are possible, but then their ``active`` says so.
+    if bits.shape[-1] == 1 and bits.shape[-2:-1] > (1,) and bits.shape != fields["active"].shape:
+        raise ValueError(
+            f"system.task_bits must have its devices on the last axis; got a column of shape "
+            f"{bits.shape}: pass task_bits.T, or active of the same shape for as many systems"
+        )
+    num_devices = bits.shape[-1]
+    for name, value in fields.items():
+        if value.shape and value.shape[-1] != num_devices:
+            raise ValueError(
+                f"system.{name} must be one number or have one entry for each of {num_devices} "
+                f"devices on its last axis, like task_bits; got shape {value.shape}"
+            )
 
 
 def is_valid(system: System, h: jax.Array) -> jax.Array:
     """Tell whether gains ``[K]`` and system are in range: the check under ``jax.jit``, bool."""
-    good = jnp.all(_in_range(jnp, h, *CHANNEL_RANGE))
+    good = jnp.all(in_range(jnp, h, *CHANNEL_RANGE))
     for name, (low, included) in SYSTEM_RANGES.items():
-        inside = _in_range(jnp, getattr(system, name), low, included)
+        inside = in_range(jnp, getattr(system, name), low, included)
         good &= jnp.all(inside | ~system.active if name in PER_DEVICE else inside)
     return good
 
@@ -330,32 +387,8 @@ SYSTEM_RANGES = {  # name: (lower end, whether it is allowed); all must be finit
     "log_base": (1.0, False),
 }
 CHANNEL_RANGE = (0.0, True)
-
-
-def _in_range(xp: Any, value: Any, low: float, included: bool) -> Any:
-    return xp.isfinite(value) & ((value >= low) if included else (value > low))
-
-
-def require(name: str, value: ArrayLike, low: float, included: bool) -> None:
-    """Raise a ValueError that names the argument, the rule and the first offending value."""
-    if _is_traced(value):
-        return
-    value = np.asarray(value)
-    good = _in_range(np, value, low, included)
-    if not np.all(good):
-        rule = f"finite and {'at least' if included else 'above'} {low:g}"
-        raise ValueError(f"{name} must be {rule}; got {value[~good].flat[0]}")
-
-
-def _as_array(value: ArrayLike, kind: Any) -> jax.Array:
-    """Return an array of dtype ``kind``; NumPy's for host values, since jit takes it quickest."""
-    if isinstance(value, jax.Array):
-        return value if value.dtype == kind else value.astype(kind)
-    return np.asarray(value, kind)  # type: ignore[return-value]
-
-
-def _is_traced(*values: ArrayLike) -> bool:
-    return any(isinstance(value, jax.core.Tracer) for value in values)
+COMPLEX_HINT = ": pass abs(h)"
+DECIBEL_HINT = "; gains in dB become amplitudes by sqrt(meco_jax.from_db(h))"
 
 
 def _device_keys(key: jax.Array, num_devices: int) -> jax.Array:

@@ -6,8 +6,9 @@ import math
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from meco_jax.checks import real
 
 Number = TypeVar("Number", float, np.ndarray, np.number, jax.Array)
 
@@ -43,7 +44,7 @@ def from_db(db: Number) -> Number:
         The ratio [-], of the same kind and shape: 10 dB are 10, -60 dB are 1e-6.
 
     Raises:
-        ValueError: if ``db`` is no real number or array of these.
+        ValueError: if it is no real number or array of these.
     """
     return _power_of_ten("db", db, 0.0)
 
@@ -58,20 +59,15 @@ def from_dbm(dbm: Number) -> Number:
         The power [W], of the same kind and shape: 30 dBm are 1 W, 23 dBm 0.2 W.
 
     Raises:
-        ValueError: if ``dbm`` is no real number or array of these.
+        ValueError: if it is no real number or array of these.
     """
     return _power_of_ten("dbm", dbm, -3.0)
 
 
 def _power_of_ten(name: str, level: Any, exponent: float) -> Any:
     """Return 10^(level / 10 + exponent)."""
-    kind = getattr(level, "dtype", type(level))
-    if isinstance(level, (jax.Array, np.ndarray, np.generic)):
-        real = jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating)
-    else:
-        real = isinstance(level, (int, float)) and not isinstance(level, bool)
-    if not real:
-        raise ValueError(f"{name} must be a real number or an array of these; got {kind}")
+    array = real(name, level)
+    level = level if isinstance(level, (int, float)) else array
     try:
         return 10.0 ** (level / 10 + exponent)
     except OverflowError:  # of Python's floats; arrays become infinite by themselves

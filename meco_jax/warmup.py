@@ -12,6 +12,7 @@ import numpy as np
 
 from meco_jax import optimal, solver
 from meco_jax import system as sy
+from meco_jax.checks import integer, refuse
 from meco_jax.network import Policy
 from meco_jax.policy import GeneralPolicy
 from meco_jax.solver import Method, solve
@@ -116,8 +117,9 @@ def _blocks(channels: Sequence[int], sizes: Sequence[int]) -> list[int]:
 
 def _sizes(name: str, sizes: Sizes) -> Sequence[int]:
     """Return all sizes that are meant."""
-    given = [sizes] if isinstance(sizes, int) else list(sizes)
-    positive = [isinstance(n, (int, np.integer)) and n is not True and n > 0 for n in given]
-    if not all(positive) or not given:
-        raise ValueError(f"{name} must be one positive integer or several; got {sizes!r}")
-    return range(1, sizes + 1) if isinstance(sizes, int) else given
+    if not np.iterable(sizes):
+        return range(1, integer(name, sizes, low=1) + 1)
+    given = [integer(name, size, low=1) for size in sizes]
+    if not given:
+        raise refuse(name, "one size or several", sizes)
+    return given

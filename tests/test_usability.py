@@ -228,10 +228,11 @@ def test_decibels():
     h = np.sqrt(meco_jax.from_db(np.full(3, -60.0)))
     np.testing.assert_allclose(h, 1e-3)
     np.testing.assert_allclose(jax.grad(meco_jax.from_db)(10.0), np.log(10), rtol=1e-6)
-    for bad in ("20", None, 1j, True, [10.0], np.array("a"), np.array([1j]), jnp.array([True])):
-        with pytest.raises(ValueError, match=r"db must be a real number or an array of these; got"):
+    np.testing.assert_allclose(meco_jax.from_db([10, 20]), [10, 100])
+    for bad in ("20", None, 1j, True, ["20"], np.array("a"), np.array([1j]), jnp.array([True])):
+        with pytest.raises(ValueError, match="db must be real numbers; got"):
             meco_jax.from_db(bad)
-    with pytest.raises(ValueError, match="dbm must be a real number"):
+    with pytest.raises(ValueError, match="dbm must be real numbers"):
         meco_jax.from_dbm("23")
 
 
@@ -343,9 +344,9 @@ def test_warming_up_knows_its_sizes():
     assert warmup._blocks(range(1, 8), few) == [1, 8]
     assert warmup._blocks(range(1, 1000), few) == list(few)
     for bad in (0, -1, True, 1.5, [], [1, 0], "8"):
-        with pytest.raises(ValueError, match="num_devices must be one positive integer or several"):
+        with pytest.raises(ValueError, match="num_devices must be"):
             meco_jax.warm_up(bad)
-        with pytest.raises(ValueError, match="batch must be one positive integer or several"):
+        with pytest.raises(ValueError, match="batch must be"):
             meco_jax.warm_up(1, bad)
     with pytest.raises(ValueError, match="method must be one of"):
         meco_jax.warm_up(1, method="magic")

@@ -1,0 +1,94 @@
+"""The arguments of a call: gains, systems and decisions as floats whose batch axes fit."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meco_jax import system as sy
+from meco_jax.checks import as_floats, is_traced, real, refuse
+from meco_jax.system import ArrayLike, System
+
+RANKS = {name: int(name in sy.PER_DEVICE) for name in (*sy.SYSTEM_RANGES, "active")}
+
+
+def check_call(h: ArrayLike, system: System) -> tuple[jax.Array, System]:
+    """Return gains and system as floats whose batch axes fit each other.
+
+    Raises:
+        ValueError: if a value or a shape is wrong.
+    """
+    system = sy.check_system(system)
+    h = sy.check_channels(h, system.num_devices)
+    check_batch(system, h)
+    return h, system
+
+
+def check_decision(offload: ArrayLike, system: System, h: jax.Array) -> jax.Array:
+    """Return decisions ``[..., K]`` for a checked system and gains as floats.
+
+    Raises:
+        ValueError: if there is not one per device, its batch axes do not fit, or a decision is
+            known and not from 0 to 1.
+    """
+    num_devices, given = system.num_devices, cast(Any, offload)
+    if jnp.issubdtype(getattr(given, "dtype", float), jnp.bool_):
+        given = given.astype(jnp.result_type(float))
+    decision = real("offload", given)
+    if not decision.shape or decision.shape[-1] != num_devices:
+        rule = f"one decision for each of {num_devices} devices"
+        raise ValueError(f"offload must have {rule}; got shape {decision.shape}")
+    if not is_traced(decision):
+        wrong = np.asarray(decision)
+        wrong = wrong[~((wrong >= 0) & (wrong <= 1))]
+        if wrong.size:
+            raise refuse("offload", "from 0 to 1", wrong.flat[0])
+    check_batch(system, h, cast(jax.Array, decision))
+    return as_floats(decision)
+
+
+def _batch_shapes(system: System, *arrays: jax.Array) -> dict[str, tuple[int, ...]]:
+    """Name the batch axes that gains, decisions and fields bring along."""
+    shapes = {name: array.shape[:-1] for name, array in zip(("h", "offload"), arrays)}
+    for name, rank in RANKS.items():
+        shape = jnp.shape(getattr(system, name))
+        shapes[f"system.{name}"] = shape[: max(len(shape) - rank, 0)]
+    return shapes
+
+
+def batch_shape(system: System, *arrays: jax.Array) -> tuple[int, ...]:
+    """Broadcast the batch axes of arrays ``[..., K]`` and of all fields."""
+    return jnp.broadcast_shapes(*_batch_shapes(system, *arrays).values())
+
+
+def check_batch(system: System, *arrays: jax.Array) -> None:
+    """Check that batch axes fit, and that no scalar was meant as one value per device.
+
+    Raises:
+        ValueError: if they do not broadcast; if a scalar's last axis is as long as there are
+            devices, and no field of the devices says that so many systems are meant.
+    """
+    shapes = _batch_shapes(system, *arrays)
+    together: tuple[int, ...] = ()
+    for name, shape in shapes.items():
+        try:
+            together = jnp.broadcast_shapes(together, shape)
+        except ValueError:
+            raise ValueError(
+                f"{name} must have batch axes that broadcast against {together}; got {shape}"
+            ) from None
+    number = arrays[0].shape[-1]
+    fields = {f"system.{name}" for name, rank in RANKS.items() if rank}
+    for name, shape in shapes.items():
+        # Channels of a sweep of slots or bases may bring the axis along: no device has its own.
+        others = fields | ({"h"} if name in ("system.slot", "system.log_base") else set())
+        if name.startswith("system.") and name not in fields and shape[-1:] == (number,) != (1,):
+            if any(shapes[other][-1:] == (number,) for other in others):
+                continue
+            raise ValueError(
+                f"{name} must be one value for all devices of a system; got shape {shape} for "
+                f"{number} devices. If {number} systems are meant, give task_bits the axis too"
+            )

@@ -1,0 +1,143 @@
+"""What is said of bad input: ValueErrors that name the argument, the rule and the value.
+
+Nothing is taken whose meaning would be lost on the way to an array of real numbers: imaginary
+parts, masks, units, words.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SHOWN = 60  # most characters of a value in a message
+_probe = jax.jit(lambda: np.int32(0))
+
+
+def inside_trace() -> bool:
+    """Tell whether JAX is recording a program here, so that even constants become tracers.
+
+    True in ``jax.jit``, ``scan``, ``cond`` or ``remat``; False in an eager ``grad`` or ``vmap``,
+    where what does not depend on the argument is computed at once.
+    """
+    return isinstance(_probe(), jax.core.Tracer)
+
+
+def is_traced(*trees: object) -> bool:
+    """Tell whether any leaf is known under a transformation only."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def refuse(name: str, rule: str, value: object) -> ValueError:
+    """Make the error of an argument: the rule and, in short, the value."""
+    shown = repr(value).split("\n")[0]
+    shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+    return ValueError(f"{name} must be {rule}; got {shown}")
+
+
+def real(name: str, value: Any, complex_hint: str = "") -> jax.Array | np.ndarray:
+    """Return real numbers as an array: JAX's as it is, all else as NumPy's.
+
+    Args:
+        name: of the argument.
+        value: a number, array or nested list of numbers.
+        complex_hint: what to pass instead of complex numbers.
+
+    Raises:
+        ValueError: if it is no array of real numbers: None, words, objects, rows of different
+            lengths, booleans, complex numbers, numbers with a unit, masked entries.
+    """
+    if type(value) is not np.ndarray and not isinstance(value, jax.Array):
+        value = _converted(name, value)
+    kind = value.dtype
+    if jnp.issubdtype(kind, jnp.complexfloating):
+        raise refuse(name, f"real numbers{complex_hint}", f"{kind} values")
+    if not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
+        shown = value if isinstance(value, np.ndarray) and value.ndim == 0 else f"{kind} values"
+        raise refuse(name, "real numbers", shown)
+    return value  # type: ignore[no-any-return]
+
+
+def _converted(name: str, value: Any) -> jax.Array | np.ndarray:
+    """Make an array of what is none yet."""
+    if value is None or isinstance(value, (str, bytes, dict, set)):
+        raise refuse(name, "real numbers", value)
+    if np.ma.is_masked(value):
+        raise refuse(name, "numbers without a mask", "masked entries")
+    unit = getattr(value, "unit", getattr(value, "units", None))
+    if unit is not None:
+        raise refuse(name, "plain numbers in SI units", f"numbers in {unit}")
+    try:
+        if is_traced(value):
+            return jnp.asarray(value)  # a list of tracers
+        return np.asarray(value)
+    except (TypeError, ValueError):  # rows of different lengths
+        raise refuse(name, "real numbers", value) from None
+
+
+def require(name: str, value: Any, low: float, included: bool, hint: str = "") -> None:
+    """Raise a ValueError that names the argument, the rule and the first offending value.
+
+    A value is judged as it is computed with: what rounds to 0 or overflows is out of range.
+
+    Args:
+        name: of the argument.
+        value: a number or array; traced ones are passed over.
+        low: end of the range.
+        included: whether the end is allowed.
+        hint: added where a value is below the range.
+    """
+    if is_traced(value):
+        return
+    given = np.asarray(real(name, value))
+    used = as_floats(given)
+    good = in_range(np, used, low, included)
+    if np.all(good):
+        return
+    rule = f"finite and {'at least' if included else 'above'} {low:g}"
+    first, rounded = given[~good].flat[0], used[~good].flat[0]
+    note = "" if rounded == first or rounded != rounded else f", {rounded} in {used.dtype}"
+    raise ValueError(f"{name} must be {rule}; got {first}{note}{hint if first < low else ''}")
+
+
+def in_range(xp: Any, value: Any, low: float, included: bool) -> Any:
+    """Tell which values are finite and in range, by JAX or NumPy."""
+    return xp.isfinite(value) & ((value >= low) if included else (value > low))
+
+
+def as_floats(value: Any) -> Any:
+    """Cast to the floats that JAX computes with: NumPy's stay NumPy's, jit takes them quickest."""
+    kind = jnp.result_type(float)
+    if value.dtype == kind:
+        return value
+    with np.errstate(over="ignore", under="ignore"):
+        return value.astype(kind)
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return a whole number in a range, Python's or NumPy's.
+
+    Raises:
+        ValueError: if it is none: a boolean, a float, an array, or out of range.
+    """
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if whole and value >= low and (high is None or value <= high):
+        return int(value)
+    limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+    raise refuse(
+        name, f"at least {low}" if whole and high is None else f"an integer {limits}", value
+    )
+
+
+def one_number(name: str, value: Any) -> jax.Array | np.ndarray:
+    """Return one real number.
+
+    Raises:
+        ValueError: if it is none, or an array of several.
+    """
+    number = real(name, value)
+    if number.shape:
+        raise refuse(name, "one number", value)
+    return number
