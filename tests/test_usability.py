@@ -300,11 +300,11 @@ def test_after_warming_up_nothing_compiles(compiled, rng):
     compiled.clear()
     programs = solver._solve._cache_size()
     draw = lambda *shape: rng.rayleigh(1e-3, shape)  # noqa: E731
-    own = System(task_bits=draw(2) * 1e9, cycles_per_bit=300.0, cpu_hz=1e9, weight=2)
+    own = System(task_bits=draw(2) * 1e9, cycles_per_bit=300.0, cpu_hz=1e9, weight=2.0)
     jax_own = jax.tree.map(lambda leaf: jax.device_put(leaf, jax.devices()[0]), own)
     for h, system in (
         (draw(1), None), (draw(2), None), (draw(2), own), (draw(2), jax_own), (draw(1, 2), own),
-        (draw(4, 1), None), (draw(3, 2), own.replace(slot=np.linspace(0.3, 0.6, 3))),
+        (draw(4, 1), table1(1)), (draw(3, 2), own.replace(slot=np.linspace(0.3, 0.6, 3))),
         (draw(2), own.replace(slot=np.linspace(0.3, 0.6, 4))), (draw(3, 2), jax_own),
     ):  # fmt: skip
         answers = [solve(h, system, method="mcos"), solve(jax.device_put(h), system, method="mcos")]
@@ -317,7 +317,7 @@ def test_warming_up_includes_what_the_optimum_may_need(compiled, rng, monkeypatc
     """All later stages, and what follows the search on the host."""
     monkeypatch.setattr(optimal, "STAGES", (optimal.Stage(1, 1), optimal.Stage(2, 2)))
     jax.clear_caches()
-    seconds = meco_jax.warm_up([5], method="optimal")
+    seconds = meco_jax.warm_up([8], method="optimal")
     assert list(seconds)[1:] == [
         "optimal, 8 devices, 1 channels", "optimal, 8 devices, 1 channels, stage 2",
         "optimal, 8 devices, after the search",
@@ -327,9 +327,9 @@ def test_warming_up_includes_what_the_optimum_may_need(compiled, rng, monkeypatc
     search, allocate = optimal.search, solver._allocate
     monkeypatch.setattr(optimal, "search", lambda *a: searched.append(1) or search(*a))
     monkeypatch.setattr(solver, "_allocate", lambda *a: better.append(1) or allocate(*a))
-    for seed in range(20):
-        solve(rng.rayleigh(7e-4, 5), table1(5, slot=0.2, seed=seed), "optimal", tolerance=1e-9)
-        compiled[:] = [name for name in compiled if "solve" in name or "allocate" in name]
+    busy = tasks(8, slot=0.15).replace(cpu_hz=4e9)  # none must send, and not all can
+    for _ in range(30):
+        solve(rng.rayleigh(7e-4, 8), busy, method="optimal", tolerance=1e-9)
     assert searched
     assert better
     assert compiled == []
