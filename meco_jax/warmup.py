@@ -103,8 +103,12 @@ def _later_calls(number: int, sizes: Sequence[int]) -> Iterator[tuple[str, Calla
             yield name, partial(rows.solve, repeated, None, "optimal", stage)
     gains, systems = rows.take(np.zeros(1, int))
     one = jax.tree.map(lambda leaf: leaf[0], systems)
-    searched = partial(solver._allocate, one, gains[0], np.zeros(number, bool))
-    yield f"optimal, {number} devices, after the search", searched
+
+    def search() -> Any:
+        decision = np.zeros(number, bool)
+        return optimal.search(one, gains[0], 1.0, 1.0), solver._allocate(one, gains[0], decision)
+
+    yield f"optimal, {number} devices, search", search
 
 
 def _blocks(channels: Sequence[int], sizes: Sequence[int]) -> list[int]:

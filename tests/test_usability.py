@@ -314,13 +314,13 @@ def test_after_warming_up_nothing_compiles(compiled, rng):
 
 
 def test_warming_up_includes_what_the_optimum_may_need(compiled, rng, monkeypatch):
-    """All later stages, and what follows the search on the host."""
+    """All later stages, the search on the host and what follows it."""
     monkeypatch.setattr(optimal, "STAGES", (optimal.Stage(1, 1), optimal.Stage(2, 2)))
     jax.clear_caches()
     seconds = meco_jax.warm_up([8], method="optimal")
     assert list(seconds)[1:] == [
         "optimal, 8 devices, 1 channels", "optimal, 8 devices, 1 channels, stage 2",
-        "optimal, 8 devices, after the search",
+        "optimal, 8 devices, search",
     ]  # fmt: skip
     compiled.clear()
     searched, better = [], []
