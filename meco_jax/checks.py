@@ -30,6 +30,19 @@ def is_traced(*trees: object) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
+def outside_traces(name: str, *arguments: object) -> None:
+    """Raise unless a function that loops on the host is called where it can.
+
+    Raises:
+        ValueError: if JAX is recording a program, or an argument is traced.
+    """
+    if is_traced(arguments) or inside_trace():
+        raise ValueError(
+            f"{name} must be called outside jax.jit, grad, vmap, scan and their like, since it "
+            f"loops on the host; got a call under one of them"
+        )
+
+
 def refuse(name: str, rule: str, value: object) -> ValueError:
     """Make the error of an argument: the rule and, in short, the value."""
     shown = repr(value).split("\n")[0]

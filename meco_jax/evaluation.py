@@ -12,6 +12,7 @@ import numpy as np
 from meco_jax import schemes
 from meco_jax import system as sy
 from meco_jax.allocation import FIT_TOLERANCE, Solution
+from meco_jax.checks import outside_traces
 from meco_jax.describe import short_repr
 from meco_jax.network import Policy
 from meco_jax.solver import solve
@@ -45,6 +46,7 @@ def evaluate_grid(
         Outcomes of "mcos", "mcos_partial", "pcos" (optimal), "pcos_learned", "bcos_raw" (the
         network's own output), "bcos" (its decision made feasible) and "optimal", certified.
     """
+    outside_traces("evaluate_grid", policies, lanes)
     size = batch_size or (1 if jax.default_backend() == "cpu" else 16)
     groups = Groups(len(lanes.points), size)
     evaluate = partial(_evaluate, num_channels=num_channels, size=groups.size)

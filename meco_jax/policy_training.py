@@ -21,6 +21,7 @@ from flax import struct
 
 from meco_jax import gradients as gr
 from meco_jax import system as sy
+from meco_jax.checks import outside_traces
 from meco_jax.describe import short_repr
 from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
 from meco_jax.store import RunStore
@@ -134,6 +135,7 @@ def train_policy(
             another process trains in it.
         OSError: if a checkpoint cannot be written; those before stay.
     """
+    outside_traces("train_policy", seed)
     config = _check(config or PolicyConfig())
     run = start_policy(jax.random.key(seed), config)
     step = lambda run, epoch: advance_policy(run, epoch, config)  # noqa: E731

@@ -82,8 +82,6 @@ def solve(
         raise refuse("policy", "trained or from meco_jax.load_policy", policy)
     effort = integer("effort", effort, 0, LARGEST_EFFORT)
     require("tolerance", one_number("tolerance", tolerance), 0.0, included=False)
-    if policy is None and method == "bcos":
-        policy = pretrained()
     if system is None:
         system = _default_system(h, policy)
     h, system = check_call(h, system)
@@ -92,7 +90,7 @@ def solve(
             f"policy must be trained for {system.num_devices} devices, like h; "
             f"got one trained for {policy.system.num_devices}"
         )
-    own = policy if method == "bcos" else None
+    own = (policy or pretrained()) if method == "bcos" else None
     batch = batch_shape(system, h)
     if _is_recorded(h, system, own) or _stays_on_device(h, method) or 0 in batch:
         return _solve(h, system, own, method, effort=effort)

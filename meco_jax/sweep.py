@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from meco_jax import system as sy
+from meco_jax.checks import outside_traces
 from meco_jax.describe import short_repr
 from meco_jax.network import Policy
 from meco_jax.store import RunStore
@@ -128,6 +129,7 @@ def train_grid(
             another process trains in it.
         OSError: if a checkpoint cannot be written; those before stay.
     """
+    outside_traces("train_grid", lanes)
     config = check_config(config or TrainConfig())
     for name, values in lanes.settings.items():
         for value in (np.min(values), np.max(values)):

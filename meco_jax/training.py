@@ -19,6 +19,7 @@ from flax import struct
 from meco_jax import network as nw
 from meco_jax import system as sy
 from meco_jax.allocation import fits, link
+from meco_jax.checks import outside_traces
 from meco_jax.describe import short_repr
 from meco_jax.network import Decision, Network, Policy, Role
 from meco_jax.system import System
@@ -196,6 +197,7 @@ def train(
     Raises:
         ValueError: if a value of the system or the configuration is out of its range.
     """
+    outside_traces("train", system, key)
     config = check_config(config or TrainConfig())
     system = sy.check_system(system)
     run = _start(key, system, config)

@@ -1,0 +1,229 @@
+"""Input whose meaning would be lost is refused, by name, before any compute; or understood."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import meco_jax
+from meco_jax import System, pad_devices, sample_channels, solve, table1
+
+K = 3
+H = np.array([1e-3, 5e-4, 2e-3])
+
+
+def system(**fields):
+    usual = {"task_bits": np.full(K, 1e6), "cycles_per_bit": np.full(K, 300.0),
+             "cpu_hz": np.full(K, 1.5e9)}  # fmt: skip
+    return System(**usual | fields)
+
+
+class Quantity(np.ndarray):
+    unit = "km"
+
+
+COMPLEX = "real numbers: pass abs\\(h\\); got 'complex"
+MASKED = np.ma.masked_array(H, [False, True, False])
+
+
+@pytest.mark.parametrize(
+    ("h", "rule"),
+    [
+        (H + 1e-4j, COMPLEX),
+        (jnp.asarray(H + 0j), COMPLEX),
+        (list(H + 1j), COMPLEX),
+        (MASKED, "numbers without a mask"),
+        (H.view(Quantity), "plain numbers in SI units; got 'numbers in km'"),
+        (H.astype(object), "real numbers; got 'object values'"),
+        (["a", "b", "c"], "real numbers; got '<U1 values'"),
+        ("abc", "real numbers; got 'abc'"),
+        (None, "real numbers; got None"),
+        ({"h": H}, "real numbers; got {"),
+        ([[1e-3], [1e-3, 2e-3]], "real numbers; got "),
+        (H > 0, "real numbers; got 'bool values'"),
+        (jax.random.key(0), "real numbers; got 'key<fry> values'"),
+        (
+            -93.0 * np.ones(K),
+            r"finite and at least 0; got -93.0; gains in dB become amplitudes by sqrt",
+        ),
+        (np.full(K, 1e39), r"finite and at least 0; got 1e\+39, inf in float32"),
+    ],
+)
+def test_gains_that_mean_something_else_are_refused(h, rule):
+    for call in (solve, meco_jax.pcos, meco_jax.repair):
+        arguments = (h, system()) if call is solve else (system(), h)
+        with pytest.raises(ValueError, match=f"h must be {rule}"):
+            call(*arguments, **({"offload": np.ones(K)} if call is meco_jax.repair else {}))
+
+
+@pytest.mark.parametrize(
+    ("h", "message"),
+    [
+        (1e-3, "h must have one gain per device"),
+        (np.zeros(0), "h must have one gain per device"),
+        (np.ones((2, 0)), "h must have one gain per device"),
+        (H[:, None], "h must have its devices on the last axis; got a column"),
+    ],
+)
+def test_shapes_without_a_system(h, message):
+    with pytest.raises(ValueError, match=message):
+        solve(h)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"task_bits": 1e6}, "system.task_bits must have one entry per device"),
+        ({"task_bits": np.zeros(0)}, "system.task_bits must have one entry per device"),
+        ({"task_bits": np.full((K, 1), 1e6)}, "system.task_bits must have its devices on the last"),
+        ({"cpu_hz": np.full(2, 1e9)}, "system.cpu_hz must be one number or have one entry for"),
+        ({"cpu_hz": np.full((1, 1), 1e9)}, "system.cpu_hz must be one number or have one entry"),
+        ({"cycles_per_bit": np.full((K, 1), 3e2)}, "system.cycles_per_bit must be one number or"),
+        ({"active": [1, 0, 2]}, "system.active must be True or False; got array"),
+        ({"active": "yes"}, "system.active must be real numbers; got 'yes'"),
+        ({"slot": None}, "system.slot must be real numbers; got None"),
+        ({"slot": [0.5, 0.6]}, r"system.slot must have batch axes that broadcast against \(4,\)"),
+        ({"slot": 0.5 + 0j}, "system.slot must be real numbers; got"),
+        ({"noise_power": 1e-50}, "system.noise_power must be finite and above 0; got 1e-50, 0.0"),
+        ({"log_base": 1 + 1e-9}, "system.log_base must be finite and above 1; got 1.000000001"),
+        ({"task_bits": np.full(K, 1e39)}, "system.task_bits must be finite and at least 0; got 1e"),
+    ],
+)  # fmt: skip
+def test_fields_that_mean_something_else_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        solve(np.stack([H] * 4), system(**fields), "mcos")
+
+
+SCALARS = ("bandwidth", "noise_power", "max_power", "mean_gain", "chip", "slot", "log_base")
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_a_scalar_per_device_is_refused(name):
+    """Read as K systems, it would look like an answer per device."""
+    value = np.full(K, float(getattr(System(1, 1, 1), name)))
+    rule = f"system.{name} must be one value for all devices of a system; got shape \\(3,\\)"
+    for h in (H, np.stack([H] * 2)[:, None]):
+        with pytest.raises(ValueError, match=rule):
+            solve(h, system(**{name: value}), "mcos")
+    square = np.stack([H] * K)  # the channels bring the axis along
+    if name in ("slot", "log_base"):
+        assert solve(square, system(**{name: value}), "mcos").energy.shape == (K,)
+    else:
+        with pytest.raises(ValueError, match=rule):
+            solve(square, system(**{name: value}), "mcos")
+    many = {
+        n: np.stack([getattr(system(), n)] * K) for n in ("task_bits", "cycles_per_bit", "cpu_hz")
+    }
+    assert solve(H, System(**many, **{name: value}), "mcos").energy.shape == (K,)
+
+
+def test_rows_and_numbers_of_matlab_are_understood():
+    """[1, K] and [1, 1], as .mat files give them; columns stay refused."""
+    rows = {n: getattr(system(), n)[None] for n in ("task_bits", "cycles_per_bit", "cpu_hz")}
+    found = solve(H[None], System(**rows, slot=np.array([[0.4]])), "pcos")
+    plain = solve(H, system(slot=0.4), "pcos")
+    assert found.power.shape == (1, 1, K)
+    np.testing.assert_allclose(found.energy[0, 0], plain.energy, rtol=1e-6)
+    columns = {name: row.T for name, row in rows.items()}
+    with pytest.raises(ValueError, match="task_bits must have its devices on the last"):
+        solve(H[:, None], System(**columns), "pcos")
+    each = solve(H[:, None], System(**columns, active=np.ones((K, 1), bool)), "pcos")
+    assert each.energy.shape == (K,)  # so many systems of one device, and said so
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"system": "optimal"}, "system must be a meco_jax.System; got 'optimal'"),
+        ({"policy": "file.npz"}, "policy must be trained or from .*; got 'file.npz'"),
+        ({"method": None}, "method must be one of .*; got None"),
+        ({"method": ["bcos"]}, "method must be one of .*; got"),
+        ({"effort": True}, "effort must be an integer from 0 to 12; got True"),
+        ({"effort": 4.0}, "effort must be an integer from 0 to 12; got 4.0"),
+        ({"tolerance": None}, "tolerance must be real numbers; got None"),
+        ({"tolerance": [1e-3, 1e-4]}, "tolerance must be one number; got"),
+        ({"tolerance": 0.0}, "tolerance must be finite and above 0; got 0.0"),
+    ],
+)  # fmt: skip
+def test_other_arguments_of_solve_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        solve(H, **{"system": system()} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: table1(3.0), "num_devices must be an integer of at least 1; got 3.0"),
+        (lambda: table1(True), "num_devices must be an integer of at least 1; got True"),
+        (lambda: table1(3, slot="long"), "slot must be real numbers; got 'long'"),
+        (lambda: sample_channels(jax.random.key(0), system(), -3), "num must be at least 0"),
+        (lambda: sample_channels(jax.random.key(0), "table1", 3), "system must be a .*System"),
+        (
+            lambda: sample_channels(jax.random.key(0), system(mean_gain=np.full(K, 1e-6)), 3),
+            "system.mean_gain must be one number",
+        ),
+        (lambda: pad_devices(system(), 2), "num_devices must be at least 3; got 2"),
+        (lambda: pad_devices(system(), 4.5), "num_devices must be an integer of at least 3"),
+        (lambda: meco_jax.allocate(system(), H, np.full(K, 2)), "offload must be from 0 to 1; got"),
+        (lambda: meco_jax.allocate(system(), H, np.full(K, 0.5)), "offload must be 0 or 1; got"),
+        (lambda: meco_jax.allocate(system(), H, [1, 0]), "offload must have one decision for each"),
+        (lambda: meco_jax.repair(system(), H, np.full(K, -1)), "offload must be from 0 to 1; got"),
+        (lambda: meco_jax.repair(system(), H, np.full(K, np.nan)), "offload must be from 0 to 1"),
+        (
+            lambda: meco_jax.repair(system(), np.stack([H] * 2), np.ones((3, K))),
+            "offload must have batch axes that broadcast",
+        ),
+        (lambda: meco_jax.pretrained().decide(system(), np.stack([H])), "h must be one channel"),
+        (lambda: meco_jax.pretrained().scores(system(), np.stack([H])), "h must be one channel"),
+        (lambda: meco_jax.pretrained().export("p.bin", 2.5), "num_devices must be an integer of"),
+    ],
+)  # fmt: skip
+def test_arguments_of_the_other_functions_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_what_is_a_number_is_taken():
+    """NumPy's integers, lists, whole numbers, half precision, one number for all devices."""
+    plain = solve(H, system(), "mcos")
+    half = solve(H.astype(np.float16), system(), "mcos")
+    np.testing.assert_allclose(half.energy, plain.energy, rtol=1e-2)
+    for h in (list(H), H.astype(np.float32), jnp.asarray(H), np.ma.masked_array(H, False)):
+        np.testing.assert_allclose(solve(h, system(), "mcos").energy, plain.energy, rtol=1e-6)
+    one = System(task_bits=[10**6] * K, cycles_per_bit=300, cpu_hz=np.float32(1.5e9))
+    np.testing.assert_allclose(solve(H, one, "mcos").energy, plain.energy, rtol=1e-6)
+    some = system(active=[1, 0, 1])
+    assert not solve(H, some, "bcos", effort=np.int64(0)).offload[1]
+    assert pad_devices(one, np.int32(5)).num_devices == 5
+
+
+@pytest.mark.parametrize("name", ["mcos", "mcos_partial", "pcos", "allocate", "repair"])
+def test_public_schemes_take_batches(name):
+    h = np.asarray(sample_channels(jax.random.key(1), table1(K), 4)).reshape(2, 2, K)
+    decision = (np.ones(K),) if name in ("allocate", "repair") else ()
+    call = getattr(meco_jax, name)
+    found = call(table1(K), h, *decision)
+    assert found.power.shape == (2, 2, K)
+    for i in np.ndindex(2, 2):
+        one = call(table1(K), h[i], *decision)
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-6), found, one)
+    traced = jax.jit(lambda h: call(table1(K), h, *decision))(h.reshape(4, K))
+    np.testing.assert_allclose(traced.energy, found.energy.ravel(), rtol=1e-6)
+
+
+def test_bad_decisions_under_jit_give_nan():
+    decide = jax.jit(lambda a: meco_jax.allocate(system(), H, a))
+    np.testing.assert_array_equal(
+        np.isnan(decide(np.array([[1, 1, 1], [1, 2, 0.0]])).energy), [0, 1]
+    )
+
+
+@pytest.mark.parametrize("method", ["mcos", "mcos_partial", "pcos", "optimal", "bcos"])
+def test_an_infeasible_answer_sends_nothing(method):
+    """Whoever acts on it without looking at ``feasible`` stays silent."""
+    hopeless = system(cpu_hz=np.zeros(K))
+    found = solve(np.full((2, K), 1e-9), hopeless, method)
+    assert not found.feasible.any()
+    for leaf in (found.offload, found.power, found.time):
+        assert np.all(leaf == 0)
+    assert np.all(np.isinf(found.energy))
