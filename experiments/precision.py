@@ -21,6 +21,7 @@ from absl import flags
 from meco_jax import System, sample_systems, solve
 from meco_jax import allocation as al
 from meco_jax import system as sy
+from meco_jax.solver import Method
 
 FLAGS = flags.FLAGS
 common.define_flags()
@@ -29,7 +30,7 @@ flags.DEFINE_integer("channels", 4000, "channels, each with its own system", low
 flags.DEFINE_integer("num_devices", 24, "most devices of a system", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "of the systems", lower_bound=0)
 
-METHODS = "mcos", "mcos_partial", "pcos", "optimal", "bcos"
+METHODS: tuple[Method, ...] = "mcos", "mcos_partial", "pcos", "optimal", "bcos"
 BUDGET = {  # largest relative error of float32
     "rate": 1e-6,
     "local_time": 5e-7,

@@ -45,7 +45,7 @@ LATEST = 5000  # calls of a kind whose latencies are kept
 class Case(NamedTuple):
     """A call and its answer from a single thread."""
 
-    method: str
+    method: solver.Method
     system: System
     h: np.ndarray  # [N, K], or [K] where N is 1
     answer: Solution
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
     report(latency, found)
 
 
-def draw_case(rng: np.random.Generator, method: str) -> Case:
+def draw_case(rng: np.random.Generator, method: solver.Method) -> Case:
     """Draw a batch size, K, tasks and gains, and solve them; now and then one channel alone."""
     number = int(np.exp(rng.uniform(0, np.log(FLAGS.largest_batch + 1))))
     devices = int(rng.integers(1, FLAGS.most_devices + 1))

@@ -20,7 +20,7 @@ from absl import flags
 
 from meco_jax import make_grid, optimal, pad_devices, sample_channels, solve, train, train_grid
 from meco_jax.allocation import Grid, link, price_grid, relax, set_energy
-from meco_jax.solver import DEVICE_MULTIPLE
+from meco_jax.solver import DEVICE_MULTIPLE, Method
 from meco_jax.system import check_system, forced, table1
 
 FLAGS = flags.FLAGS
@@ -66,10 +66,11 @@ def solving_rows() -> list[dict[str, Any]]:
     policy, _ = train(system, key=jax.random.key(1), config=config)
     h = sample_channels(jax.random.key(2), system, 1024)
     rows = []
-    for method in ("mcos", "pcos", "bcos", "optimal"):
+    methods: tuple[Method, ...] = ("mcos", "pcos", "bcos", "optimal")
+    for method in methods:
         for name, gains in (("batch of 1024", h), ("one channel", h[0])):
 
-            def run(method: str = method, gains: jax.Array = gains) -> None:
+            def run(method: Method = method, gains: jax.Array = gains) -> None:
                 chosen = policy if method == "bcos" else None
                 jax.block_until_ready(solve(gains, system, method=method, policy=chosen))
 

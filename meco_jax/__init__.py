@@ -14,6 +14,8 @@ from meco_jax.solver import allocate, mcos, mcos_partial, pcos, repair, solve
 from meco_jax.sweep import make_grid, train_grid
 from meco_jax.system import System, pad_devices, sample_channels, table1
 from meco_jax.training import TrainConfig, train
+from meco_jax.units import from_db, from_dbm
+from meco_jax.warmup import warm_up
 
 __all__ = [
     "GeneralPolicy",
@@ -24,6 +26,8 @@ __all__ = [
     "TrainConfig",
     "allocate",
     "evaluate_grid",
+    "from_db",
+    "from_dbm",
     "load_policy",
     "make_grid",
     "mcos",
@@ -40,6 +44,7 @@ __all__ = [
     "train",
     "train_grid",
     "train_policy",
+    "warm_up",
 ]
 
 __version__ = "0.1.0"

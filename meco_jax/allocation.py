@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from meco_jax import system as sy
+from meco_jax.describe import short_repr
 from meco_jax.system import System
 
 FIT_TOLERANCE = 5e-7  # a set whose fastest times exceed the slot by less still fits [-]
@@ -27,6 +29,7 @@ LEAST_LOG_Y = -80.0  # x^2 must not underflow; at x = 6e-18 and below energies a
 BISECTION_STEPS = 30  # for the relaxed price: halves a bracket of e^10 to float32's last digits
 
 
+@short_repr
 class Solution(struct.PyTreeNode):
     """Hold an answer for channels ``[..., K]``; see ``meco_jax.solve``."""
 
@@ -36,8 +39,16 @@ class Solution(struct.PyTreeNode):
     energy: jax.Array  # [...] realised weighted energy, infinite where infeasible [J]
     lower_bound: jax.Array  # [...] nothing feasible spends less; infinite where nothing is [J]
     feasible: jax.Array  # [...] bool: C1-C5 hold
+    # [..., K] what each device adds to ``energy``: 0 for padding, infinite for all that have a
+    # task where the energy is; ``solve`` fills it in for schemes that leave it out [J]
+    energy_per_device: jax.Array = None  # type: ignore[assignment]
+
+    def as_dict(self) -> dict[str, np.ndarray]:
+        """Return plain NumPy arrays by field name, for ``np.savez`` or ``scipy.io.savemat``."""
+        return {name: np.asarray(leaf) for name, leaf in vars(self).items() if leaf is not None}
 
 
+@short_repr
 class Link(NamedTuple):
     """The uplinks of one channel in the math note's terms, ``[K]`` each."""
 
@@ -52,6 +63,7 @@ class Link(NamedTuple):
     slot: jax.Array  # T [s], []
 
 
+@short_repr
 class Grid(NamedTuple):
     """Dual terms at J prices, math note 3b: the dual of S is ``offset + sum_(S xor base) turn``.
 
@@ -65,6 +77,7 @@ class Grid(NamedTuple):
     turn: jax.Array  # [K, J] what turning a device over adds, 0 where it cannot send [J]
 
 
+@short_repr
 class Relaxed(NamedTuple):
     """The answer of a relaxed problem, see ``relax``."""
 
@@ -215,8 +228,12 @@ def send_power(link: Link, offload: jax.Array, time: jax.Array) -> jax.Array:
 
 def energy_spent(link: Link, offload: jax.Array, time: jax.Array) -> jax.Array:
     """Weighted energy of parts sent in times, sum beta p t + (1 - a) e: ``[]`` [J]."""
-    sent = link.weight * send_power(link, offload, time) * time
-    return jnp.sum(sent + (1 - offload) * link.local)
+    return jnp.sum(device_energy(link, offload, send_power(link, offload, time), time))
+
+
+def device_energy(link: Link, offload: jax.Array, power: jax.Array, time: jax.Array) -> jax.Array:
+    """Weighted energy of each device, beta p t + (1 - a) e: ``[K]`` [J]."""
+    return link.weight * power * time + (1 - offload) * link.local
 
 
 def relax(link: Link, must: jax.Array) -> Relaxed:
@@ -341,13 +358,18 @@ def finish(
     An infeasible one sends nothing: whoever acts on it without looking stays silent.
     """
     feasible = jnp.isfinite(energy)
+    power = send_power(link, offload, time)
+    has_task = link.min_time > 0
     return Solution(
         offload=jnp.where(feasible, offload, 0.0),
-        power=jnp.where(feasible, send_power(link, offload, time), 0.0),
+        power=jnp.where(feasible, power, 0.0),
         time=jnp.where(feasible, time, 0.0),
         energy=energy,
         lower_bound=jnp.minimum(bound, energy),  # they may meet, and both are rounded
         feasible=feasible,
+        energy_per_device=jnp.where(
+            feasible, device_energy(link, offload, power, time), jnp.where(has_task, jnp.inf, 0.0)
+        ),
     )
 
 

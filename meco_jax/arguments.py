@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,20 +34,20 @@ def check_decision(offload: ArrayLike, system: System, h: jax.Array) -> jax.Arra
         ValueError: if there is not one per device, its batch axes do not fit, or a decision is
             known and not from 0 to 1.
     """
-    num_devices = system.num_devices
-    if jnp.issubdtype(getattr(offload, "dtype", float), jnp.bool_):
-        offload = offload.astype(jnp.result_type(float))
-    offload = real("offload", offload)
-    if not offload.shape or offload.shape[-1] != num_devices:
+    num_devices, given = system.num_devices, cast(Any, offload)
+    if jnp.issubdtype(getattr(given, "dtype", float), jnp.bool_):
+        given = given.astype(jnp.result_type(float))
+    decision = real("offload", given)
+    if not decision.shape or decision.shape[-1] != num_devices:
         rule = f"one decision for each of {num_devices} devices"
-        raise ValueError(f"offload must have {rule}; got shape {offload.shape}")
-    if not is_traced(offload):
-        wrong = np.asarray(offload)
+        raise ValueError(f"offload must have {rule}; got shape {decision.shape}")
+    if not is_traced(decision):
+        wrong = np.asarray(decision)
         wrong = wrong[~((wrong >= 0) & (wrong <= 1))]
         if wrong.size:
             raise refuse("offload", "from 0 to 1", wrong.flat[0])
-    check_batch(system, h, offload)
-    return as_floats(offload)
+    check_batch(system, h, cast(jax.Array, decision))
+    return as_floats(decision)
 
 
 def _batch_shapes(system: System, *arrays: jax.Array) -> dict[str, tuple[int, ...]]:

@@ -13,12 +13,14 @@ from meco_jax import schemes
 from meco_jax import system as sy
 from meco_jax.allocation import FIT_TOLERANCE, Solution
 from meco_jax.checks import outside_traces
+from meco_jax.describe import short_repr
 from meco_jax.network import Policy
 from meco_jax.solver import solve
 from meco_jax.sweep import Groups, Lanes, lane_key, map_groups
 from meco_jax.system import System
 
 
+@short_repr
 class Outcome(NamedTuple):
     """What one scheme does on the test channels of every lane, ``[L, N]`` each."""
 

@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.scale import SymmetricalLogScale
 from matplotlib.ticker import NullFormatter
 
+from meco_jax.describe import short_repr
 from meco_jax.files import write_atomically
 
 Rows = Sequence[Mapping[str, Any]]
@@ -231,6 +232,7 @@ def training_figure(
     return figure
 
 
+@short_repr
 class GapPanel(NamedTuple):
     """One panel of ``gap_figure``."""
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from meco_jax import system as sy
 from meco_jax.allocation import link, price_grid, relax
+from meco_jax.describe import short_repr
 from meco_jax.network import binarize
 from meco_jax.policy import GRID, device_features, flips, price_certainty
 from meco_jax.system import System
@@ -28,6 +29,7 @@ TRIED = 6  # devices that are flipped to find the best set around a decision
 COLDEST = 0.1  # temperature of the Gumbel sigmoid at the end; 1 at the start [-]
 
 
+@short_repr
 class Case(NamedTuple):
     """One channel to learn from, ``[K]`` devices and ``[J]`` prices."""
 

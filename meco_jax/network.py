@@ -18,6 +18,7 @@ from flax import struct
 
 from meco_jax import system as sy
 from meco_jax.allocation import FIT_TOLERANCE, Solution, link, relax
+from meco_jax.describe import short_repr
 from meco_jax.system import System
 
 Role = Literal["teacher", "student"]
@@ -80,6 +81,7 @@ def output_time(phi: jax.Array, slot: jax.Array, active: jax.Array) -> jax.Array
     return slot * phi / jnp.maximum(jnp.sum(phi), 1.0)
 
 
+@short_repr
 class Decision(NamedTuple):
     """What the network says, (11): ``[..., K]`` each."""
 
@@ -195,6 +197,7 @@ def decide(
     return jax.vmap(activate)(*outputs), updated["batch_stats"]
 
 
+@short_repr
 class Policy(struct.PyTreeNode):
     """A trained network and the system it was trained for: ``policy(h) -> Solution``."""
 
@@ -238,9 +241,16 @@ def _judge(policy: Policy, h: jax.Array) -> Solution:
         used = sy.transmit_time(system, h, offload, power)
         must = sy.forced(system).astype(h.dtype) if role == "student" else sy.required_ratio(system)
         in_time = jnp.all(used <= time * (1 + FIT_TOLERANCE))  # C5; the layers keep C1-C4
-        energy = sy.realised_energy(system, h, offload, power)
-        bound = relax(link(system, h), must).bound
-        return Solution(offload, power, time, energy, bound, in_time)
+        energies = sy.realised_energies(system, h, offload, power)
+        return Solution(
+            offload=offload,
+            power=power,
+            time=time,
+            energy=jnp.sum(energies),
+            lower_bound=relax(link(system, h), must).bound,
+            feasible=in_time,
+            energy_per_device=energies,
+        )
 
     return jax.vmap(judge)(h, *policy.outputs(h))
 

@@ -28,6 +28,7 @@ from meco_jax.allocation import (
     relax,
     set_energy,
 )
+from meco_jax.describe import short_repr
 from meco_jax.system import System
 
 COARSE = 33, 4.0  # prices of the grid, odd, so that mu* is one of them; half its width [ln W]
@@ -36,6 +37,7 @@ SEARCH_NODES = 200_000  # most sets that the exact search holds at once
 SEARCH_EXACT = 2_000  # most of them that it allocates exactly
 
 
+@short_repr
 class Stage(NamedTuple):
     """How much to enumerate: shapes, so static."""
 

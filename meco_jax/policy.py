@@ -30,6 +30,7 @@ from meco_jax.allocation import (
     relax,
 )
 from meco_jax.checks import integer
+from meco_jax.describe import short_repr
 from meco_jax.files import write_atomically
 from meco_jax.network import Variables
 from meco_jax.schemes import best_head, cheapest
@@ -106,6 +107,7 @@ def init_params(network: DeviceNetwork, key: jax.Array) -> Variables:
     return dict(network.init(key, jnp.zeros((1, FEATURES)), jnp.ones(1, bool)))
 
 
+@short_repr
 class GeneralPolicy(struct.PyTreeNode):
     """A trained network that serves any system; ``meco_jax.solve`` uses it."""
 

@@ -22,6 +22,7 @@ from flax import struct
 from meco_jax import gradients as gr
 from meco_jax import system as sy
 from meco_jax.checks import outside_traces
+from meco_jax.describe import short_repr
 from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
 from meco_jax.store import RunStore
 from meco_jax.system import System, table1
@@ -80,6 +81,7 @@ def sample_systems(key: jax.Array, num: int, num_devices: int) -> tuple[System, 
     return systems, jnp.sqrt(power_gain)
 
 
+@short_repr
 class PolicyConfig(struct.PyTreeNode):
     """Settings of the general policy's training."""
 
@@ -96,6 +98,7 @@ class PolicyConfig(struct.PyTreeNode):
     chunk_epochs: int = struct.field(pytree_node=False, default=1)  # between two reports
 
 
+@short_repr
 class PolicyRun(NamedTuple):
     """A training under way."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ CHUNK_BYTES = 2**29  # working memory of a batch
 DEVICE_MULTIPLE = 8  # K is padded to a multiple of it
 BLOCKS = tuple(2**n for n in range(14))  # channels at once, on the host
 FEW = 1, 8, 64  # of the later stages of the optimum
+Method = Literal["bcos", "mcos", "mcos_partial", "optimal", "pcos"]
 METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
     "mcos": schemes.mcos,
     "mcos_partial": schemes.mcos_partial,
@@ -41,7 +42,7 @@ METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
 def solve(
     h: ArrayLike,
     system: System | None = None,
-    method: str = "bcos",
+    method: Method = "bcos",
     policy: Policy | GeneralPolicy | None = None,
     tolerance: float = 1e-4,
     effort: int = 4,
@@ -171,7 +172,8 @@ def _map_decisions(
 
     def checked(system: System, h: jax.Array, offload: jax.Array) -> Solution:
         valid = jnp.all((offload >= 0) & (offload <= 1) | ~system.active)
-        return _invalidate(function(system, h, jnp.where(valid, offload, 0.0)), valid)
+        decided = function(system, h, jnp.where(valid, offload, 0.0))
+        return _invalidate(decided, valid, system.active)
 
     return map_channels(_checked(checked), system, h, offload)
 
@@ -263,7 +265,8 @@ class _Rows:
 
         def leaf(x: np.ndarray) -> jax.Array:  # [N] or [N, padded K]
             x = x[:, : self.num_devices] if x.ndim > 1 else x
-            return jnp.asarray(x.reshape(self.batch + x.shape[1:]))
+            # Unlike jnp.asarray, which compiles a copy for each shape.
+            return jax.device_put(x.reshape(self.batch + x.shape[1:]))
 
         return jax.tree.map(leaf, found)
 
@@ -278,9 +281,12 @@ def _solve_one(
 ) -> Solution:
     """Solve one channel ``[K]`` as ``_Rows`` does, padded by ``missing`` devices, but quicker."""
     number = h.shape[-1]
-    if missing:
-        padded = {name: _pad(getattr(system, name), number, missing) for name in sy.PER_DEVICE}
-        h, system = _pad(h, number, missing), system.replace(**padded)
+    # On the host, since arrays that are committed or weakly typed have programs of their own.
+    h, system = jax.tree.map(np.asarray, (h, system))
+    shapes = {name: getattr(system, name).shape for name in sy.PER_DEVICE}
+    if missing or any(shape != (number,) for shape in shapes.values()):
+        h = _pad(h, number, missing)
+        system = system.replace(**{n: _pad(getattr(system, n), number, missing) for n in shapes})
     found = _solve(h, system, policy, method, optimal.STAGES[0], effort)
     if missing:
         found = _cut(found, number)
@@ -350,12 +356,18 @@ def _checked(function: Callable[..., Solution]) -> Callable[..., Solution]:
     """Answer a channel whose values are out of range with NaN energy."""
 
     def checked(system: System, h: jax.Array, *arguments: jax.Array) -> Solution:
-        return _invalidate(function(system, h, *arguments), sy.is_valid(system, h))
+        solution = function(system, h, *arguments)
+        if solution.energy_per_device is None:  # of a scheme that is not ours
+            energies = sy.realised_energies(system, h, solution.offload, solution.power)
+            has_task = system.active & (system.task_bits > 0)
+            energies = jnp.where(solution.feasible | ~has_task, energies, jnp.inf)
+            solution = solution.replace(energy_per_device=energies)
+        return _invalidate(solution, sy.is_valid(system, h), system.active)
 
     return checked
 
 
-def _invalidate(solution: Solution, valid: jax.Array) -> Solution:
+def _invalidate(solution: Solution, valid: jax.Array, active: jax.Array) -> Solution:
     """Keep a channel's solution where its input is valid: else NaN energy, and nothing sent."""
     return Solution(
         offload=jnp.where(valid, solution.offload, 0.0),
@@ -364,6 +376,7 @@ def _invalidate(solution: Solution, valid: jax.Array) -> Solution:
         energy=jnp.where(valid, solution.energy, jnp.nan),
         lower_bound=jnp.where(valid, solution.lower_bound, jnp.nan),
         feasible=solution.feasible & valid,
+        energy_per_device=jnp.where(valid | ~active, solution.energy_per_device, jnp.nan),
     )
 
 

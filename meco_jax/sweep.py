@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from meco_jax import system as sy
 from meco_jax.checks import outside_traces
+from meco_jax.describe import short_repr
 from meco_jax.network import Policy
 from meco_jax.store import RunStore
 from meco_jax.system import System, table1
@@ -48,6 +49,7 @@ DRAWS = {"bcos": 0, "pcos": 1, "test": 2}  # folded into a lane's key
 LANE_BYTES = 4 * 2**30  # of the channels of the lanes that run at once
 
 
+@short_repr
 class Lanes(NamedTuple):
     """Trainings that run as one program, ``[L]`` of them; see ``make_grid``."""
 

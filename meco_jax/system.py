@@ -27,7 +27,8 @@ Formulas are written for one channel, ``h: [K]``; batches go through ``jax.vmap`
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -36,13 +37,20 @@ from flax import struct
 
 from meco_jax.checks import as_floats, in_range, integer, is_traced, real, refuse
 from meco_jax.checks import require as require
+from meco_jax.describe import short_repr
+from meco_jax.units import from_dbm
 
 PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")
 """The fields of ``System`` with one entry a device; the others are scalars."""
 
-ArrayLike = Any  # jax.Array, numpy array or Python number
+Lists = Sequence[float] | Sequence[Sequence[float]]
+ArrayLike = jax.Array | np.ndarray | np.number | np.bool_ | Lists | float
+"""What an argument may be: an array of JAX or NumPy, a list of numbers, a number."""
+
+Leaf = Any  # what was given is read back, and inside a program it is traced
 
 
+@short_repr
 class System(struct.PyTreeNode):
     """Hold the physics of P1, (6): a pytree whose leaves can be traced, swept and batched.
 
@@ -50,18 +58,40 @@ class System(struct.PyTreeNode):
     values of the paper's Table 1.
     """
 
-    task_bits: ArrayLike  # [K] B_k [bit]
-    cycles_per_bit: ArrayLike  # [K] C_k [-]
-    cpu_hz: ArrayLike  # [K] f_k [Hz]
-    weight: ArrayLike = 1.0  # [K] beta_k [-]
-    active: ArrayLike = True  # [K] True: a real device, False: padding
-    slot: ArrayLike = 0.5  # T [s]
-    bandwidth: ArrayLike = 1e7  # W [Hz]
-    noise_power: ArrayLike = 1e-9  # N0 [W]
-    max_power: ArrayLike = 10 ** (23 / 10 - 3)  # p_max [W]: 23 dBm
-    mean_gain: ArrayLike = 1e-6  # E[h^2] [-]
-    chip: ArrayLike = 1e-28  # eps [J s^2]
-    log_base: ArrayLike = 2.0  # base of the logarithm in (3): 2 counts bits
+    task_bits: Leaf  # [K] B_k [bit]
+    cycles_per_bit: Leaf  # [K] C_k [-]
+    cpu_hz: Leaf  # [K] f_k [Hz]
+    weight: Leaf = 1.0  # [K] beta_k [-]
+    active: Leaf = True  # [K] True: a real device, False: padding
+    slot: Leaf = 0.5  # T [s]
+    bandwidth: Leaf = 1e7  # W [Hz]
+    noise_power: Leaf = 1e-9  # N0 [W]
+    max_power: Leaf = from_dbm(23)  # p_max [W]
+    mean_gain: Leaf = 1e-6  # E[h^2] [-]
+    chip: Leaf = 1e-28  # eps [J s^2]
+    log_base: Leaf = 2.0  # base of the logarithm in (3): 2 counts bits
+
+    if TYPE_CHECKING:  # so that type checkers refuse what is no number
+
+        def __init__(
+            self,
+            task_bits: ArrayLike,
+            cycles_per_bit: ArrayLike,
+            cpu_hz: ArrayLike,
+            weight: ArrayLike = ...,
+            active: ArrayLike = ...,
+            slot: ArrayLike = ...,
+            bandwidth: ArrayLike = ...,
+            noise_power: ArrayLike = ...,
+            max_power: ArrayLike = ...,
+            mean_gain: ArrayLike = ...,
+            chip: ArrayLike = ...,
+            log_base: ArrayLike = ...,
+        ) -> None: ...
+
+        def replace(self, **fields: ArrayLike) -> System:
+            """Return a system with some fields changed."""
+            ...
 
     @property
     def num_devices(self) -> int:
@@ -146,7 +176,7 @@ def pad_devices(system: System, num_devices: int) -> System:
     own = check_type(system).num_devices
     missing = integer("num_devices", num_devices, low=own) - own
 
-    def pad(leaf: ArrayLike) -> jax.Array:
+    def pad(leaf: Leaf) -> jax.Array:
         leaf = jnp.broadcast_to(leaf, (*jnp.shape(leaf)[:-1], own))
         return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, missing)])
 
@@ -230,6 +260,16 @@ def realised_energy(
 ) -> jax.Array:
     """Weighted energy that is really spent, sum beta [p t' + (1 - a) eps B C f^2], (2) + (5).
 
+    See ``realised_energies``. Returns ``[]`` [J].
+    """
+    return jnp.sum(realised_energies(system, h, offload, power), axis=-1)
+
+
+def realised_energies(
+    system: System, h: jax.Array, offload: jax.Array, power: jax.Array
+) -> jax.Array:
+    """Weighted energy that each device really spends, beta [p t' + (1 - a) eps B C f^2].
+
     P1's objective (6) charges p_k t_k; a device stops sending when its task is through,
     so figures and solutions charge p_k t'_k.
 
@@ -240,13 +280,13 @@ def realised_energy(
         power: transmit powers ``[K]`` [W].
 
     Returns:
-        Energy ``[]`` [J].
+        Energies ``[K]`` [J], 0 for padding.
     """
     time = transmit_time(system, h, offload, power)
     never = jnp.isinf(time)  # a task sent without power or gain; 0 * inf would be NaN
     sent = jnp.where(never, jnp.inf, system.weight * power * jnp.where(never, 0.0, time))
     kept = jnp.where(system.active, (1 - offload) * local_energy(system), 0.0)
-    return jnp.sum(sent + kept, axis=-1)
+    return sent + kept
 
 
 def check_channels(h: ArrayLike, num_devices: int) -> jax.Array:

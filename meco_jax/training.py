@@ -20,14 +20,28 @@ from meco_jax import network as nw
 from meco_jax import system as sy
 from meco_jax.allocation import fits, link
 from meco_jax.checks import outside_traces
+from meco_jax.describe import short_repr
 from meco_jax.network import Decision, Network, Policy, Role
 from meco_jax.system import System
 
 Metrics = dict[str, jax.Array]
-History = dict[str, np.ndarray]
 ByScheme = Any  # a float, or None for the scheme's default
 Carry = TypeVar("Carry")
 Report = Callable[[int, dict[str, np.ndarray]], None]
+
+
+@short_repr
+class History(dict[str, np.ndarray]):
+    """Metrics of a training by name, an array with an entry per report each."""
+
+
+def _unflatten(names: tuple[str, ...], values: Sequence[np.ndarray]) -> History:
+    return History(zip(names, values))
+
+
+jax.tree_util.register_pytree_node(  # as a dict is
+    History, lambda history: (tuple(history.values()), tuple(history)), _unflatten
+)
 
 
 class Schedule(Protocol):
@@ -54,6 +68,7 @@ class Schedule(Protocol):
         """Steps in an epoch."""
 
 
+@short_repr
 class TrainConfig(struct.PyTreeNode):
     """Settings of Algorithm 1. Numbers that fix no shape are traced and can be swept.
 
@@ -96,6 +111,7 @@ DEFAULTS = {
 }
 
 
+@short_repr
 class Learner(NamedTuple):
     """What teacher and student have each of their own besides parameters."""
 
@@ -104,6 +120,7 @@ class Learner(NamedTuple):
     violation: jax.Array  # [] E sum_k H of the latest step, (22) [s]
 
 
+@short_repr
 class TrainState(NamedTuple):
     """What a step carries: a plain pytree, so that lanes stack."""
 
@@ -113,6 +130,7 @@ class TrainState(NamedTuple):
     student: Learner
 
 
+@short_repr
 class Run(NamedTuple):
     """A training under way."""
 
@@ -217,7 +235,7 @@ def train_loop(
             save(done, run, rows)
         if report is not None:
             report(step, rows[-1])
-    return run, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return run, History({name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
 
 def make_policy(state: TrainState, system: System, config: TrainConfig) -> Policy:

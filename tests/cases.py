@@ -95,8 +95,12 @@ def check_solution(system, h, solution, whole=True):
     holds((p >= 0) & (p <= physics["max_power"] * tight))  # C3
     holds(np.isin(a, (0, 1)) if whole else (a >= 0) & (a <= 1))  # C4
     holds(used <= t * tight)  # C5
-    spent = beta * p * finite + beta * physics["chip"] * left * hz**2
-    spent = np.sum(spent, axis=-1)
+    each = beta * p * finite + beta * physics["chip"] * left * hz**2
+    spent = np.sum(each, axis=-1)
     holds(np.abs(energy - spent) <= 3e-6 * spent + LEAST_ENERGY)
+    told = np.asarray(solution.energy_per_device, np.float64)
+    holds(np.abs(told - each) <= 3e-6 * spent[..., None] + LEAST_ENERGY)
+    assert np.all(told[~real] == 0)
+    holds(np.isinf(np.sum(told, axis=-1)), where=~ok)
     holds(bound <= energy)
     holds(np.isinf(energy) & np.all((p == 0) & (t == 0), axis=-1), where=~ok)

@@ -6,9 +6,9 @@ import meco_jax
 PACKAGE = Path(meco_jax.__file__).parent
 # fmt: off
 ORDER = (
-    "files", "checks", "system", "arguments", "allocation", "schemes", "optimal", "network",
-    "policy", "checkpoint", "store", "gradients", "training", "policy_training", "sweep",
-    "solver", "evaluation", "figures",
+    "files", "checks", "units", "describe", "system", "arguments", "allocation", "schemes",
+    "optimal", "network", "policy", "checkpoint", "store", "gradients", "training",
+    "policy_training", "sweep", "solver", "warmup", "evaluation", "figures",
 )
 # fmt: on
 

@@ -1,0 +1,74 @@
+"""Units of the fields by name, and powers given in decibels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from meco_jax.checks import real
+
+Number = TypeVar("Number", float, np.ndarray, np.number, jax.Array)
+
+UNITS = {
+    "task_bits": "bit",
+    "cpu_hz": "Hz",
+    "slot": "s",
+    "bandwidth": "Hz",
+    "noise_power": "W",
+    "max_power": "W",
+    "chip": "J s^2",
+    "power": "W",
+    "time": "s",
+    "energy": "J",
+    "lower_bound": "J",
+    "energy_per_device": "J",
+    "sending_time": "s",
+}
+"""The units of fields, the same in every class; other fields have none [-]."""
+
+
+def from_db(db: Number) -> Number:
+    """Convert decibels to a ratio of powers, 10^(dB / 10).
+
+    A channel gain in dB is a ratio of powers, h^2; ``solve`` takes the amplitude gain, its
+    root: ``h = np.sqrt(meco_jax.from_db(path_gain_db))``, where a path loss of 60 dB is a gain
+    of -60 dB.
+
+    Args:
+        db: a number, NumPy or JAX array of any shape [dB]; it may be traced.
+
+    Returns:
+        The ratio [-], of the same kind and shape: 10 dB are 10, -60 dB are 1e-6.
+
+    Raises:
+        ValueError: if it is no real number or array of these.
+    """
+    return _power_of_ten("db", db, 0.0)
+
+
+def from_dbm(dbm: Number) -> Number:
+    """Convert decibels over a milliwatt to a power, 10^(dBm / 10) mW.
+
+    Args:
+        dbm: a number, NumPy or JAX array of any shape [dBm]; it may be traced.
+
+    Returns:
+        The power [W], of the same kind and shape: 30 dBm are 1 W, 23 dBm 0.2 W.
+
+    Raises:
+        ValueError: if it is no real number or array of these.
+    """
+    return _power_of_ten("dbm", dbm, -3.0)
+
+
+def _power_of_ten(name: str, level: Any, exponent: float) -> Any:
+    """Return 10^(level / 10 + exponent)."""
+    array = real(name, level)
+    level = level if isinstance(level, (int, float)) else array
+    try:
+        return 10.0 ** (level / 10 + exponent)
+    except OverflowError:  # of Python's floats; arrays become infinite by themselves
+        return math.inf

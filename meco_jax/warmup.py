@@ -1,0 +1,129 @@
+"""Compile what ``solve`` needs before it is called: for services that answer at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from meco_jax import optimal, solver
+from meco_jax import system as sy
+from meco_jax.checks import integer, refuse
+from meco_jax.network import Policy
+from meco_jax.policy import GeneralPolicy
+from meco_jax.solver import Method, solve
+
+Sizes = int | Sequence[int]
+NEVER = 1e30  # a tolerance that no gap exceeds: later stages are compiled on their own
+
+
+def warm_up(
+    num_devices: Sizes,
+    batch: Sizes = 1,
+    method: Method | Sequence[Method] = "bcos",
+    policy: Policy | GeneralPolicy | None = None,
+    effort: int = 4,
+    report: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Compile every program that later calls of ``solve`` in this process need.
+
+    Holds for any system and gains, but for JAX arrays on an accelerator, which have a program
+    per shape, and for ``solve`` inside your own ``jax.jit``. A program takes seconds to compile;
+    with JAX's persistent cache, ``JAX_COMPILATION_CACHE_DIR``, only once per machine.
+
+    Args:
+        num_devices: K of the calls: a number stands for all up to it, a sequence for its members.
+            A policy of one system has its own K only.
+        batch: channels per call, in the same way; 1 is also one channel ``[K]``.
+        method: as in ``solve``, one or several.
+        policy: as in ``solve``.
+        effort: as in ``solve``.
+        report: called after every program with the number done and the number of all.
+
+    Returns:
+        What each program took by its name: compiling and a first run [s].
+
+    Raises:
+        ValueError: if a size is no positive integer, or as ``solve``.
+    """
+    devices, channels = _sizes("num_devices", num_devices), _sizes("batch", batch)
+    methods = [method] if isinstance(method, str) else method
+    calls = [
+        call
+        for name in methods
+        for call in _calls(name, devices, channels, policy if name == "bcos" else None, effort)
+    ]
+    seconds = {}
+    for done, (name, call) in enumerate(calls, 1):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds[name] = time.perf_counter() - start
+        if report is not None:
+            report(done, len(calls))
+    return seconds
+
+
+def _calls(
+    method: Method,
+    devices: Sequence[int],
+    channels: Sequence[int],
+    policy: Policy | GeneralPolicy | None,
+    effort: int,
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Name and make the calls that run each program of a method once."""
+    if isinstance(policy, Policy):
+        devices = [policy.system.num_devices]
+
+    def call(*shape: int) -> Callable[[], Any]:
+        return lambda: solve(np.full(shape, 1e-3), None, method, policy, NEVER, effort)
+
+    if 1 in channels:
+        for number in devices:  # a padded answer is cut to each K by a small program of its own
+            yield f"{method}, {number} devices, one channel", call(number)
+    multiple = 1 if isinstance(policy, Policy) else solver.DEVICE_MULTIPLE
+    for number in sorted({-(-number // multiple) * multiple for number in devices}):
+        for size in _blocks(channels, solver.BLOCKS):
+            yield f"{method}, {number} devices, {size} channels", call(size, number)
+        if method == "optimal":
+            yield from _later_calls(number, _blocks(range(1, max(channels) + 1), solver.FEW))
+
+
+def _later_calls(number: int, sizes: Sequence[int]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Name and make the calls of what follows the first stage of the optimum."""
+    h, system = np.full((1, number), 1e-3), sy.check_system(sy.table1(number))
+    rows = solver._Rows(sy.check_channels(h, number), system, 1)
+    for place, stage in enumerate(optimal.STAGES[1:], 2):
+        for size in sizes:
+            name = f"optimal, {number} devices, {size} channels, stage {place}"
+            repeated = np.zeros(size, int)
+            yield name, partial(rows.solve, repeated, None, "optimal", stage)
+    gains, systems = rows.take(np.zeros(1, int))
+    one = jax.tree.map(lambda leaf: leaf[0], systems)
+
+    def search() -> Any:
+        decision = np.zeros(number, bool)
+        return optimal.search(one, gains[0], 1.0, 1.0), solver._allocate(one, gains[0], decision)
+
+    yield f"optimal, {number} devices, search", search
+
+
+def _blocks(channels: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Return the sizes into which the solver cuts these numbers of channels."""
+    largest = sizes[-1]
+    full = [largest] * (max(channels) >= largest)
+    rests = {number % largest for number in channels} - {0}
+    return sorted({*full, *(next(size for size in sizes if size >= rest) for rest in rests)})
+
+
+def _sizes(name: str, sizes: Sizes) -> Sequence[int]:
+    """Return all sizes that are meant."""
+    if not np.iterable(sizes):
+        return range(1, integer(name, sizes, low=1) + 1)
+    given = [integer(name, size, low=1) for size in sizes]
+    if not given:
+        raise refuse(name, "one size or several", sizes)
+    return given
