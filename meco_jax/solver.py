@@ -29,6 +29,7 @@ from meco_jax.system import ArrayLike, System
 CHUNK_BYTES = 2**29  # working memory of a batch
 DEVICE_MULTIPLE = 8  # K is padded to a multiple of it
 BLOCKS = tuple(2**n for n in range(14))  # channels at once, on the host
+MOST_PROGRAMS = 64  # that are kept; called again, the others are compiled again
 FEW = 1, 8, 64  # of the later stages of the optimum
 Method = Literal["bcos", "mcos", "mcos_partial", "optimal", "pcos"]
 METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
@@ -92,8 +93,11 @@ def solve(
         )
     own = (policy or pretrained()) if method == "bcos" else None
     batch = batch_shape(system, h)
-    if _is_recorded(h, system, own) or _stays_on_device(h, method) or 0 in batch:
+    effort = effort if isinstance(own, GeneralPolicy) else 0
+    if _is_recorded(h, system, own):
         return _solve(h, system, own, method, effort=effort)
+    if _stays_on_device(h, method) or 0 in batch:
+        return _run(h, system, own, method, optimal.ONLY_STAGE, effort)
     multiple = 1 if isinstance(own, Policy) else DEVICE_MULTIPLE
     if not batch:
         found = _solve_one(h, system, own, method, effort, -h.shape[-1] % multiple)
@@ -213,6 +217,16 @@ def _solve(
     return map_channels(_checked(function), system, h)
 
 
+def _run(*arguments: Any) -> Solution:
+    """Call ``_solve``, and let go of all its programs before they become too many.
+
+    Each holds some 50 MB and 200 to 500 memory mappings, of which Linux grants 65 530.
+    """
+    if _solve._cache_size() >= MOST_PROGRAMS:
+        _solve.clear_cache()
+    return _solve(*arguments)
+
+
 class _Rows:
     """Channels ``[N]`` with all fields of their systems, on the host, to be taken in blocks.
 
@@ -253,7 +267,7 @@ class _Rows:
         for block in blocks:
             size = next(size for size in sizes if size >= len(block))
             padded = self.take(np.resize(block, size))
-            found.append(_solve(*padded, policy, method, stage, effort))
+            found.append(_run(*padded, policy, method, stage, effort))
 
         def join(*leaves: jax.Array) -> np.ndarray:
             return np.concatenate([np.asarray(x)[: len(b)] for x, b in zip(leaves, blocks)])
@@ -287,7 +301,7 @@ def _solve_one(
     if missing or any(shape != (number,) for shape in shapes.values()):
         h = _pad(h, number, missing)
         system = system.replace(**{n: _pad(getattr(system, n), number, missing) for n in shapes})
-    found = _solve(h, system, policy, method, optimal.STAGES[0], effort)
+    found = _run(h, system, policy, method, optimal.STAGES[0], effort)
     if missing:
         found = _cut(found, number)
     return found

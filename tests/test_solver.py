@@ -145,6 +145,15 @@ def test_sizes_share_programs(key):
     assert programs() == before + 1
 
 
+def test_programs_are_bounded(monkeypatch):
+    """A process that sees ever new sizes would run out of memory mappings, and crash."""
+    monkeypatch.setattr(meco_jax.solver, "MOST_PROGRAMS", 2)
+    before = meco_jax.solver._solve._cache_size()
+    for number in (1, 2, 4):
+        solve(np.full((number, 3), 1e-3), table1(3), method="mcos")
+    assert meco_jax.solver._solve._cache_size() <= max(2, before)
+
+
 def test_blocks_change_nothing(key, monkeypatch):
     system = table1(5)
     h = sample_channels(key, system, 7)
