@@ -7,8 +7,8 @@ colour-blind, the lines differ in grey print too.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle, product
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
@@ -20,6 +20,7 @@ from meco_jax.files import write_atomically
 
 SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {  # name: (label, style)
     "mcos": ("MCOS", {"color": "#555555", "marker": "s", "linestyle": "-"}),
+    "mcos_partial": ("MCOS, parts", {"color": "#555555", "marker": "+", "linestyle": "--"}),
     "bcos_raw": ("BCOS, raw network", {"color": "#D55E00", "marker": "v", "linestyle": ":"}),
     "bcos": ("BCOS, made feasible", {"color": "#D55E00", "marker": "o", "linestyle": "-"}),
     "pcos_learned": ("PCOS, learned", {"color": "#0072B2", "marker": "^", "linestyle": "--"}),
@@ -40,6 +41,15 @@ LINES: tuple[dict[str, Any], ...] = (  # of what is no scheme
     {"color": "#0072B2", "marker": "^", "linestyle": "--"},
     {"color": "#009E73", "marker": "D", "linestyle": "-."},
     {"color": "#CC79A7", "marker": "s", "linestyle": ":"},
+    {"color": "#E69F00", "marker": "v", "linestyle": "-"},
+    {"color": "#56B4E9", "marker": "P", "linestyle": "--"},
+    {"color": "#000000", "marker": "x", "linestyle": "-."},
+)
+OTHERS: tuple[dict[str, Any], ...] = (  # of schemes that are not among these
+    {"color": "#CC79A7", "marker": "P", "linestyle": "-"},
+    {"color": "#E69F00", "marker": "*", "linestyle": "--"},
+    {"color": "#56B4E9", "marker": "<", "linestyle": "-."},
+    {"color": "#8B5A2B", "marker": ">", "linestyle": ":"},
 )
 ROUNDING = 1e-7  # gaps below are float32's
 STYLE: dict[Any, Any] = {
@@ -71,12 +81,12 @@ def energy_figure(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.8))
         left, right = figure.subplots(1, 2)
-        for scheme in [name for name in SCHEMES if name in energy]:
+        excess = {name: 100 * (own / energy["optimal"] - 1) for name, own in energy.items()}
+        for scheme in scheme_styles(energy):
             # The schemes share their tasks: one band shows how far these move all of them.
             band: Literal["log"] | None = "log" if scheme in ("mcos", "optimal") else None
-            draw_scheme(left, x, energy[scheme], scheme, band)
-            if scheme not in ("mcos", "optimal"):
-                excess = 100 * (energy[scheme] / energy["optimal"] - 1)
+            draw_scheme(left, x, energy, scheme, band)
+            if scheme not in ("mcos", "mcos_partial", "optimal"):  # the first two are far off
                 draw_scheme(right, x, excess, scheme, "linear")
         left.set(ylabel="weighted sum energy [J]", yscale="log", title=title)
         right.set(ylabel="energy over the optimum of P1 [%]", title="gap to the optimum")
@@ -106,8 +116,7 @@ def delay_figure(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.8))
         axes = figure.subplots()
-        for scheme in [name for name in SCHEMES if name in times]:
-            label, style = SCHEMES[scheme]
+        for scheme, (label, style) in scheme_styles(times).items():
             label = f"{label}: {100 * late[scheme]:.1f} % late"
             marks = {"markevery": 50} | style
             axes.plot(np.mean(times[scheme], axis=0), probabilities, label=label, **marks)
@@ -201,7 +210,7 @@ def gap_figure(panels: Sequence[GapPanel]) -> Figure:
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
         for axes, panel in zip(grid.flat, panels):
-            for (name, gaps), style in zip(panel.gaps.items(), LINES):
+            for (name, gaps), style in zip(panel.gaps.items(), cycle(LINES)):
                 values = np.maximum(100 * np.asarray(gaps), 1e-3)
                 axes.plot(panel.x, values, label=name, **style)
             if panel.inside:
@@ -257,7 +266,8 @@ def frontier_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             for row in rows:
                 if row["num_devices"] != num_devices:
                     continue
-                number, style = 1 + methods.index(row["method"]), FAMILIES[row["family"]]
+                number = 1 + methods.index(row["method"])
+                style = FAMILIES.get(row["family"], {"color": "#E69F00", "marker": "P"})
                 place = row["channels_per_second"], max(row[f"gap_{kind}"], ROUNDING)
                 axes.plot(*place, **style, linestyle="", label=f"{number}  {row['method']}")
                 axes.annotate(
@@ -334,7 +344,7 @@ def soak_figure(
         left.plot(*([row[name] for row in memory] for name in ("seconds", "memory_mb")), "k-")
         left.set(xlabel="time [s]", ylabel="memory of the process [MB]")
         left.set_ylim(0, 1.1 * max(row["memory_mb"] for row in memory))
-        for method, style in zip(dict.fromkeys(row["method"] for row in latency), LINES):
+        for method, style in zip(dict.fromkeys(row["method"] for row in latency), cycle(LINES)):
             own = sorted((row["channels"], row["p50_us"], row["p99_us"])
                          for row in latency if row["method"] == method)  # fmt: skip
             sizes, p50, p99 = np.transpose(own)
@@ -346,23 +356,39 @@ def soak_figure(
     return figure
 
 
+def scheme_styles(names: Collection[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return label and style by scheme, those of ``SCHEMES`` first; any other has one too."""
+    others = zip([name for name in names if name not in SCHEMES], cycle(OTHERS))
+    known = {name: own for name, own in SCHEMES.items() if name in names}
+    return known | {name: (name.replace("_", " "), style) for name, style in others}
+
+
 def draw_scheme(
     axes: Axes,
     x: Sequence[float],
-    values: np.ndarray,
+    by_scheme: Mapping[str, np.ndarray],
     scheme: str,
     band: Literal["linear", "log"] | None,
 ) -> None:
-    """Draw the mean of ``values`` ``[S, M]`` over seeds, and its 95 % confidence band."""
-    label, style = SCHEMES[scheme]
+    """Draw a scheme's mean ``[S, M]`` over seeds, and its 95 % confidence band."""
+    values, (label, style) = by_scheme[scheme], scheme_styles(by_scheme)[scheme]
     axes.plot(x, np.mean(values, axis=0), label=label, **style)
     seeds = len(values)
-    if band and 1 < seeds <= len(STUDENT_T):
-        values = np.log(values) if band == "log" else values
-        half = STUDENT_T[seeds - 1] * np.std(values, axis=0, ddof=1) / seeds**0.5
+    if band and seeds > 1:
+        with np.errstate(divide="ignore", invalid="ignore"):  # an infinite energy has no band
+            values = np.log(values) if band == "log" else values
+            half = student_t(seeds) * np.std(values, axis=0, ddof=1) / seeds**0.5
         ends = [np.mean(values, axis=0) + sign * half for sign in (-1, 1)]
         low, high = np.exp(ends) if band == "log" else ends
         axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
+
+
+def student_t(number: int) -> float:
+    """Return the 97.5 % quantile of Student's t for the mean of ``number`` values."""
+    if number <= len(STUDENT_T):
+        return STUDENT_T[number - 1]
+    z, inverse = 1.96, 1 / (number - 1)
+    return z + (z**3 + z) / 4 * inverse + (5 * z**5 + 16 * z**3 + 3 * z) / 96 * inverse**2
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:

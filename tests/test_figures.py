@@ -6,7 +6,8 @@ from meco_jax import figures
 
 def energies(seeds):
     rng = np.random.default_rng(0)
-    names = ("lower_bound", "optimal", "pcos", "pcos_learned", "bcos", "bcos_raw", "mcos")
+    names = ("lower_bound", "optimal", "pcos", "pcos_learned", "bcos", "bcos_raw", "mcos",
+             "mcos_partial")  # fmt: skip
     return {name: (1 + i / 10) * (1 + 0.1 * rng.random((seeds, 3))) for i, name in enumerate(names)}
 
 
@@ -22,7 +23,7 @@ def test_energy_figure_shows_every_scheme():
     assert "[J]" in left.get_ylabel()
     assert "[-]" in left.get_xlabel()
     assert len(left.collections) == 2  # confidence bands of MCOS and the optimum
-    assert len(right.collections) == len(figures.SCHEMES) - 2
+    assert len(right.collections) == len(figures.SCHEMES) - 3
     fixed = next(line for line in right.lines if line.get_label() == "BCOS, made feasible")
     expected = 100 * np.mean(energy["bcos"] / energy["optimal"] - 1, axis=0)
     np.testing.assert_allclose(fixed.get_ydata(), expected)
