@@ -56,13 +56,19 @@ def quantiles(results: trainings.Results) -> list[dict[str, Any]]:
 
 def draw(folder: Path) -> None:
     """Draw Figure 6 from cdf.csv and results.csv."""
-    rows, summary = (common.read_csv(folder / f"{name}.csv") for name in ("cdf", "results"))
+    place = "scheme", "seed", "probability"
+    rows = common.read_csv(folder / "cdf.csv", (*place, "sending_time_s"), place, whole=True)
+    summary = trainings.read_results(
+        folder, "deadline_met_fraction", fixed=("num_devices", "slot"),
+        scheme=list(dict.fromkeys(row["scheme"] for row in rows)),
+    )  # fmt: skip
     times = common.by_scheme(rows, "probability", "sending_time_s")
     on_time = common.by_scheme(summary, "slot", "deadline_met_fraction")
     late = {scheme: float(1 - on_time[scheme].mean()) for scheme in times}
     slot, num_devices = summary[0]["slot"], summary[0]["num_devices"]
     title = f"K = {num_devices:g}, T = {slot:g} s"
-    figure = figures.delay_figure(times, PROBABILITIES, late, slot, title)
+    probabilities = np.array(sorted({row["probability"] for row in rows}))
+    figure = figures.delay_figure(times, probabilities, late, slot, title)
     figures.save_figure(figure, folder / "figure6")
     print(f"{'scheme':<19}beyond the deadline")
     for scheme, share in late.items():

@@ -62,12 +62,30 @@ def main(argv: list[str]) -> None:
     """Evaluate, or draw again what is there."""
     common.begin(argv)
     efforts, folder = common.integers("efforts", low=0), Path(FLAGS.output_dir)
-    if FLAGS.plot_only:
-        tables = {name: common.read_csv(folder / f"{name}.csv") for name in TABLES}
-    else:
-        tables = evaluate(efforts)
+    tables = read(folder) if FLAGS.plot_only else evaluate(efforts)
     draw(folder, tables)
+    if not FLAGS.plot_only:
+        common.write_run(folder / "run.json")
+        print(f"wrote {folder} in {common.seconds():.0f} s")
     report(tables["gaps"])
+
+
+def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read the tables, or stop with a line that says what is wrong with them."""
+    wanted = {
+        "gaps": (("num_devices", "log_base", "slot"), ("missed",)),
+        "beyond": (("family", "value"), ("feasible_fraction",)),
+        "csi": (("error", "backoff_db"), ("late_fraction", "energy_over_optimum")),
+    }
+    tables = {}
+    for name, (place, more) in wanted.items():
+        gaps = ("no_network_gap_mean", "no_network_gap_worst") if name != "csi" else ()
+        path = folder / f"{name}.csv"
+        common.read_csv(path, (*place, *more, *gaps), place, whole=name == "csi")
+        tables[name] = common.read_csv(path)  # the gaps of any efforts too
+        means = [column for column in tables[name][0] if column.endswith("_gap_mean")]
+        common.read_csv(path, [column.replace("_mean", "_worst") for column in means])
+    return tables
 
 
 def evaluate(efforts: list[int]) -> dict[str, list[dict[str, Any]]]:
@@ -76,13 +94,13 @@ def evaluate(efforts: list[int]) -> dict[str, list[dict[str, Any]]]:
     bases, slots = (
         common.numbers(name, above=low) for name, low in (("log_bases", 1), ("slots", 0))
     )
-    folder = common.prepare()
     try:
         policy = load_policy(FLAGS.policy) if FLAGS.policy else pretrained()
     except (OSError, ValueError) as error:
         common.stop(f"--policy={FLAGS.policy}: {error}")
     if not isinstance(policy, GeneralPolicy):
         common.stop(f"--policy={FLAGS.policy} must be a general policy, not one of one system")
+    folder = common.prepare()
     cases = list(itertools.product(devices, bases, slots))
     points = sum(len(PANELS[name][1]) for name in FLAGS.panels)
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
@@ -91,8 +109,7 @@ def evaluate(efforts: list[int]) -> dict[str, list[dict[str, Any]]]:
             tables[name].append(row)
             bar.advance(1 if name != "csi" else 1 / len(BACKOFFS), name)
             common.write_csv(folder / f"{name}.csv", tables[name])
-            common.write_run(folder / "run.json")
-    print(f"wrote {folder} in {common.seconds():.0f} s")
+            common.write_run(folder / "run.json", finished=False)
     return tables
 
 
@@ -197,23 +214,26 @@ def _pay(
 
 def draw(folder: Path, tables: dict[str, list[dict[str, Any]]]) -> None:
     """Draw both figures."""
-    labels = {"no_network_gap_mean": "no network", "effort_0_gap_mean": "effort 0",
-              "effort_4_gap_mean": "effort 4", "effort_6_gap_mean": "effort 6"}  # fmt: skip
+    lines = [name for name in tables["beyond"][0] if name.endswith("_gap_mean")]
     panels = []
-    for name in FLAGS.panels:
-        label, _, inside = PANELS[name]
+    for name in dict.fromkeys(row["family"] for row in tables["beyond"]):
+        label, _, inside = PANELS.get(name, (name, (), None))
         few = [r for r in tables["beyond"] if r["family"] == name and r["feasible_fraction"] > 0]
-        gaps = {text: [r[column] for r in few] for column, text in labels.items()
-                if column in few[0]}  # fmt: skip
+        if not few:
+            print(f"nothing of {name} is feasible: its panel is not drawn")
+            continue
+        gaps = {line.removesuffix("_gap_mean").replace("_", " "): [r[line] for r in few]
+                for line in lines}  # fmt: skip
         panels.append(GapPanel(label, [r["value"] for r in few], gaps, inside))
-    figures.save_figure(figures.gap_figure(panels), folder / "beyond")
+    if panels:
+        figures.save_figure(figures.gap_figure(panels), folder / "beyond")
     columns = {"late_fraction": "channels beyond the deadline [%]",
                "energy_over_optimum": "energy over the optimum [%]"}  # fmt: skip
     panels = [
         GapPanel(
-            "back-off [dB]", BACKOFFS,
+            "back-off [dB]", list(dict.fromkeys(row["backoff_db"] for row in tables["csi"])),
             {f"error {100 * error:.0f} %": [r[column] for r in tables["csi"] if r["error"] == error]
-             for error in ERRORS}, ylabel=label,
+             for error in dict.fromkeys(row["error"] for row in tables["csi"])}, ylabel=label,
         ) for column, label in columns.items()
     ]  # fmt: skip
     figures.save_figure(figures.gap_figure(panels), folder / "csi")

@@ -40,7 +40,8 @@ def main(argv: list[str]) -> None:
 
 def draw(folder: Path) -> None:
     """Draw the plane from results.csv, means over the seeds."""
-    rows = common.read_csv(folder / "results.csv")
+    columns = "energy_mean_j", "gap_to_optimum_mean", "infeasible_fraction"
+    rows = trainings.read_results(folder, *columns, scheme=("bcos", "mcos"))
     devices, slots = (sorted({row[name] for row in rows}) for name in ("num_devices", "slot"))
 
     def plane(scheme: str, column: str) -> np.ndarray:
