@@ -51,7 +51,8 @@ def main(argv: list[str]) -> None:
             rows.append(certify(draw(num_devices, base, slot)))
             bar.advance(1, f"K = {num_devices}, b = {base:g}, T = {slot:g} s")
             common.write_csv(folder / "results.csv", rows)
-            common.write_run(folder / "run.json")
+            common.write_run(folder / "run.json", finished=False)
+    common.write_run(folder / "run.json")
     report(rows)
     print(f"wrote {folder} in {common.seconds():.0f} s")
 

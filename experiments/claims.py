@@ -10,12 +10,14 @@ Markdown table.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import common
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from meco_jax import figures
 
@@ -31,11 +33,25 @@ Claim = tuple[str, str, bool, str]  # sentence, side, verdict, what was measured
 def main(argv: list[str]) -> None:
     """Print a line a sentence and side."""
     common.begin(argv)
-    tables = [common.read_csv(Path(FLAGS.tables) / f"figure{n}.csv") for n in (4, 5, 6)]
+    tables = [read(Path(FLAGS.tables), n) for n in (4, 5, 6)]
     print("| figure | the paper says | checked on | holds | measured |\n|---|---|---|---|---|")
     for figure, table, check in zip((4, 5, 6), tables, (figure4, figure5, figure6)):
         for sentence, side, verdict, measured in check(table):
             print(f"| {figure} | {sentence} | {side} | {'yes' if verdict else 'no'} | {measured} |")
+
+
+def read(folder: Path, figure: int) -> list[dict[str, Any]]:
+    """Read the table of a figure, or stop with a line if it cannot bear its sentences."""
+    path, axis = folder / f"figure{figure}.csv", "num_devices" if figure == 4 else "slot"
+    place = axis, "seed", "scheme"
+    columns = "energy_mean_j", "feasible_fraction", "deadline_met_fraction", "offload_fraction"
+    schemes = ["mcos", *itertools.chain(*SIDES.values())]
+    rows = common.read_csv(path, (*place, *columns), place, whole=True, scheme=schemes)
+    points = sorted({row[axis] for row in rows})
+    below, above = {4: (8, 8), 5: (1.5, 1.6), 6: (np.inf, 0)}[figure]
+    if not points[0] < below or not points[-1] >= above:
+        common.stop(f"{path} must have {axis} below {below:g} and from {above:g} on")
+    return rows
 
 
 def means(table: list[dict[str, float]], axis: str, column: str) -> dict[str, np.ndarray]:
@@ -105,4 +121,4 @@ def figure6(table: list[dict[str, float]]) -> Iterator[Claim]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

@@ -1,70 +1,110 @@
-"""What the experiments share: flags, the output folder, progress, csv and run.json."""
+"""What the experiments share: flags, the output folder, progress and csv."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
-import importlib.metadata
 import io
-import json
+import itertools
 import math
 import multiprocessing
 import os
-import subprocess
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
+import records
 from absl import app, flags, logging
+from records import keep_time as keep_time
+from records import seconds as seconds
+from records import write_run as write_run
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-import meco_jax
 from meco_jax.files import FolderLock, InUseError, write_atomically
 from meco_jax.store import DamagedRunError, OtherRunError
 
 FLAGS = flags.FLAGS
 WORDS = ("scheme", "method", "family", "script", "quantity")  # columns that are no numbers
-STARTED, BEGAN = datetime.now(UTC), time.monotonic()  # the second cannot be set back
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_FOLDER = (errno.EEXIST, errno.ENOTDIR)
+MOST = 2**31 - 1  # of an integer: seeds beyond int32 would become others
 
 
 def define_flags() -> None:
     """Define the flags of every experiment."""
     flags.DEFINE_string("output_dir", None, "folder for csv, json and figures", required=True)
+    flags.register_validator("output_dir", bool, "must name a folder")
     flags.DEFINE_enum(
         "require_platform", None, ["cpu", "gpu", "tpu"],
         "stop unless JAX runs on this kind of device",
     )  # fmt: skip
 
 
-def integers(name: str, low: int) -> list[int]:
+def integers(name: str, low: int, different: bool = True) -> list[int]:
     """Read a list flag as integers of at least ``low``, or stop with a clear line."""
     try:
         values = [int(text) for text in FLAGS[name].value or []]
     except ValueError:
         values = []
-    if not values or min(values) < low or len(set(values)) < len(values) * (name != "hidden"):
-        stop(f"--{name} must be different integers of at least {low}; got {FLAGS[name].value}")
+    alike = different and len(set(values)) < len(values)
+    if not values or alike or not low <= min(values) <= max(values) <= MOST:
+        kind = "different integers" if different else "integers"
+        stop(f"--{name} must be {kind} of at least {low}{_got(name)}")
     return values
 
 
 def numbers(name: str, above: float) -> list[float]:
-    """Read a list flag as numbers above a limit, "e" among them, or stop with a clear line."""
+    """Read a list flag as numbers above a limit, "e" among them, or stop with a clear line.
+
+    They must differ as csv and file names show them.
+    """
     try:
         values = [math.e if text == "e" else float(text) for text in FLAGS[name].value or []]
     except ValueError:
         values = []
-    if not values or not above < min(values) <= max(values) < math.inf:
-        stop(f"--{name} must be finite numbers above {above:g}; got {FLAGS[name].value}")
+    alike = len({_cell(value) for value in values}) < len(values)
+    if not values or alike or not all(above < value < math.inf for value in values):
+        stop(f"--{name} must be different finite numbers above {above:g}{_got(name)}")
     return values
+
+
+def names(name: str, known: Sequence[str]) -> list[str]:
+    """Read a list flag as different ones of the known names, or stop with a clear line."""
+    values: list[str] = FLAGS[name].value or []
+    if not values or not set(values) <= set(known) or len(set(values)) < len(values):
+        stop(f"--{name} must be different names among {', '.join(known)}{_got(name)}")
+    return values
+
+
+def _got(name: str) -> str:
+    return f"; got {','.join(FLAGS[name].value or []) or 'none'}"
+
+
+def as_flags(error: Exception, prefix: str = "") -> str:
+    """Name the flags in what the library says of its settings.
+
+    Args:
+        error: names fields, "config.hidden".
+        prefix: of the flags of the scheme that it is about.
+    """
+
+    def flag(name: str, otherwise: str) -> str:
+        tries = f"{prefix}{name}", name, f"{name}s"
+        return next((f"--{each}" for each in tries if each in FLAGS), otherwise)
+
+    if isinstance(error, OtherRunError):
+        return flag(error.name, error.name) + str(error).removeprefix(error.name)
+    fields = r"\b(?:config|system)\.([a-z_]+)|\b([a-z]+_[a-z_]+)"
+    return re.sub(fields, lambda match: flag(match[1] or match[2], match[0]), str(error))
 
 
 def stop(message: str, status: int = 2) -> NoReturn:
@@ -79,21 +119,57 @@ def launch(main: Callable[[list[str]], None]) -> None:
     def guarded(argv: list[str]) -> None:
         try:
             main(argv)
+        except KeyboardInterrupt:
+            _interrupted()
         except OtherRunError as error:
-            stop(f"{error}; take another --output_dir, or the same flags")
-        except (DamagedRunError, InUseError) as error:
+            other_run(error)
+        except (DamagedRunError, InUseError, records.RefusedError) as error:
             stop(f"--output_dir: {error}")
         except OSError as error:
             if not concerns_output(error):  # a closed pipe, say
                 raise
             stop(unwritable(error))
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parse the flags; an editor may have put a byte order mark before those of a file."""
+    try:
+        argv = FLAGS.read_flags_from_files(argv, force_gnu=False)
+    except (flags.Error, OSError, UnicodeError) as error:
+        stop(f"--flagfile cannot be read: {error}")
+    marked = [text for text in argv if text.startswith("\ufeff")]
+    comments = [text for text in marked if text[1:].strip().startswith(("#", "//"))]
+    return app.parse_flags_with_usage(
+        [text.removeprefix("\ufeff") for text in argv if text not in comments and text != "\ufeff"]
+    )
+
+
+def other_run(error: OtherRunError, prefix: str = "") -> NoReturn:
+    """Refuse to go on with a training that has other settings."""
+    stop(f"{as_flags(error, prefix)}; take another --output_dir, or the same flags")
+
+
+def _interrupted() -> NoReturn:
+    """End at once, as a shell expects; a checkpoint under way is given up, and says nothing."""
+    text = "interrupted"
+    if _opened:
+        folder, resumes, lock = _opened[-1]
+        if lock:
+            with contextlib.suppress(OSError, records.RefusedError):
+                keep_time(folder / "run.json")
+        goes_on = "goes on from there" if resumes else "begins again"
+        text += f"; {folder} holds what was finished, and the same command {goes_on}"
+    print(text, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130)
 
 
 def concerns_output(error: OSError) -> bool:
     """Tell whether an error is about a file below --output_dir, or a folder above."""
-    if not isinstance(error.filename, str):
+    if not isinstance(error.filename, str) or "output_dir" not in FLAGS:
         return False
     file, folder = Path(error.filename).absolute(), Path(FLAGS.output_dir).absolute()
     return file == folder or folder in file.parents or file in folder.parents
@@ -101,36 +177,49 @@ def concerns_output(error: OSError) -> bool:
 
 def unwritable(error: OSError) -> str:
     """Say that --output_dir cannot be written, why, and what to do."""
+    failure = f"--output_dir={FLAGS.output_dir} cannot be written: {error.strerror}"
+    if error.errno in NO_FOLDER:
+        return f"{failure}; take another folder"
     remedy = "free some" if error.errno in FULL else "make it writable"
     resumes = ", it goes on from the last checkpoint" if "save_seconds" in FLAGS else ""
-    return (
-        f"--output_dir={FLAGS.output_dir} cannot be written: {error.strerror}; "
-        f"{remedy} and run the same command again{resumes}"
-    )
+    return f"{failure}; {remedy} and run the same command again{resumes}"
 
 
 def begin(argv: list[str]) -> None:
-    """Refuse stray arguments, and keep libraries from chatting unless --verbosity says so."""
+    """Refuse what no experiment takes, and keep libraries from chatting without --verbosity."""
     if len(argv) > 1:
         stop(f"unknown arguments {argv[1:]}; all settings are flags, see --help")
+    for name in FLAGS:
+        value = FLAGS[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            stop(f"--{name} must be finite; got {value}")
+        if isinstance(value, int) and value > MOST:
+            stop(f"--{name} must be at most {MOST}; got {value}")
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
 
 
-def prepare() -> Path:
+_opened: list[tuple[Path, bool, FolderLock | None]] = []  # output folder, whether its run goes on
+
+
+def prepare(resumes: bool = False) -> Path:
     """Check the platform, and make the output folder for this run alone, before any work.
 
     Of several processes that share the work the first one writes, and holds the folder until
-    it ends.
+    it ends. What the folder holds stays as it is: the run may still be refused.
+
+    Args:
+        resumes: a run that is there goes on; otherwise one that is finished is kept.
     """
     platform, wanted = jax.default_backend(), FLAGS.require_platform
     if wanted and platform != wanted:
         stop(f"--require_platform={wanted}, but JAX runs on {platform} ({jax.devices()[0]})")
     folder = Path(FLAGS.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        FolderLock(folder)
-        write_atomically(folder / "run.json", lambda file: file.write(b"{}\n"))
+    lock = FolderLock(folder) if jax.process_index() == 0 else None
+    _opened.append((folder, resumes, lock))
+    if lock:
+        records.open_run(folder / "run.json", resumes)
     return folder
 
 
@@ -144,53 +233,88 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
-def read_csv(path: Path) -> list[dict[str, Any]]:
-    """Read what ``write_csv`` wrote: numbers but for the columns of words, NaN where empty."""
+def read_csv(
+    path: Path,
+    columns: Sequence[str] = (),
+    place: Sequence[str] = (),
+    whole: bool = False,
+    **needs: Sequence[Any],
+) -> list[dict[str, Any]]:
+    """Read what ``write_csv`` wrote, or stop with a line that names file, place and rule.
+
+    Other programs may have added a byte order mark, CRLF, or columns that are not asked for.
+
+    Args:
+        path: the file.
+        columns: those to read, by default all: numbers, empty ones NaN, but for those of words.
+        place: columns that tell rows apart: no two rows are alike in all of them.
+        whole: there is a row for every combination of the values in ``place``.
+        needs: by column, values that must be there.
+    """
     try:
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
-        number = lambda text: float(text or "nan")  # noqa: E731
-        return [{k: v if k in WORDS else number(v) for k, v in row.items()} for row in rows]
-    except (OSError, ValueError) as error:
-        stop(f"{path} cannot be read: {error}")
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        stop(f"{path} cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        stop(f"{path} must be UTF-8 text")
+    if not text.endswith(("\n", "\r")):
+        stop(f"{path} must end with a line break; it is {'cut off' if text else 'empty'}")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        lines = [(reader.line_num, fields) for fields in reader if any(fields)]
+    except csv.Error as error:
+        stop(f"{path}, line {reader.line_num}: {error}")
+    header = lines[0][1] if lines else []
+    if len(header) == 1 and ";" in header[0]:
+        stop(f"{path} must have commas between its columns; got semicolons")
+    for name in columns or header:
+        if header.count(name) != 1:
+            stop(f"{path} must have one column {name or 'by each name'}; got {', '.join(header)}")
+    if len(lines) < 2:
+        stop(f"{path} must have rows; got {'the header alone' if header else 'none'}")
+    rows, seen = list[dict[str, Any]](), dict[tuple[Any, ...], int]()
+    for line, fields in lines[1:]:
+        if len(fields) != len(header):
+            stop(f"{path}, line {line} must have {len(header)} fields; got {len(fields)}")
+        cells = dict(zip(header, fields))
+        rows.append({name: _value(path, line, name, cells[name]) for name in columns or header})
+        at = tuple(rows[-1][name] for name in place)
+        if any(value != value for value in at):
+            stop(f"{path}, line {line} must have {' and '.join(place)}; got {_where(place, at)}")
+        if place and at in seen:
+            stop(f"{path}, line {line} must differ from line {seen[at]}; got {_where(place, at)}")
+        seen[at] = line
+    for at in itertools.product(*map(dict.fromkeys, zip(*seen))) if whole else ():
+        if at not in seen:
+            stop(f"{path} must have a row for {_where(place, at)}")
+    for name, values in needs.items():
+        for value in values:
+            if not any(row[name] == value for row in rows):
+                stop(f"{path} must have rows for {_where([name], [value])}")
+    return rows
+
+
+def _value(path: Path, line: int, name: str, text: str) -> Any:
+    """Read a cell."""
+    rule = "a number or empty"
+    if name in WORDS:
+        rule = "a name"
+        if text:
+            return text
+    else:
+        with contextlib.suppress(ValueError):
+            return float(text or "nan")
+    stop(f"{path}, line {line}: {name} must be {rule}; got {text!r}")
+
+
+def _where(place: Sequence[str], at: Sequence[Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in zip(place, map(_cell, at)))
 
 
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return "" if np.isnan(value) else f"{value:.8g}"
     return value
-
-
-def write_run(path: Path, **extra: Any) -> None:
-    """Write run.json: flags, versions, device, git commit, start and seconds since."""
-    packages = ("meco_jax", "jax", "jaxlib", "flax", "optax", "numpy", "matplotlib")
-    device = jax.devices()[0]
-    run = {
-        "command": Path(sys.argv[0]).name,
-        "flags": {f.name: f.value for f in FLAGS.get_key_flags_for_module(sys.argv[0])},
-        "versions": {name: importlib.metadata.version(name) for name in packages}
-        | {"python": sys.version.split()[0]},
-        "device": {"platform": device.platform, "kind": device.device_kind,
-                   "count": jax.device_count(), "cpu_cores": os.cpu_count()},
-        "git_commit": _git_commit(),
-        "started": STARTED.isoformat(timespec="seconds"),
-        "wall_seconds": round(seconds(), 1),
-        **extra,
-    }  # fmt: skip
-    write_atomically(path, lambda file: file.write((json.dumps(run, indent=2) + "\n").encode()))
-
-
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(meco_jax.__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def seconds() -> float:
-    """Return the time since the script started [s]."""
-    return time.monotonic() - BEGAN
 
 
 def clock(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, tuple[float, float]]:

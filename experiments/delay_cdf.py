@@ -57,7 +57,12 @@ def quantiles(results: trainings.Results) -> list[dict[str, Any]]:
 
 def draw(folder: Path) -> None:
     """Draw Figure 6 from cdf.csv and results.csv."""
-    rows, summary = (common.read_csv(folder / f"{name}.csv") for name in ("cdf", "results"))
+    place = "scheme", "probability"
+    rows = common.read_csv(folder / "cdf.csv", (*place, "sending_time_s"), place, whole=True)
+    summary = trainings.read_results(
+        folder, "deadline_met_fraction", "feasible_fraction", fixed=("num_devices", "slot"),
+        scheme=list(dict.fromkeys(row["scheme"] for row in rows)),
+    )  # fmt: skip
     figures.save_figure(figures.delay_figure(rows, summary), folder / "figure6")
     kept = claims.means(summary, "slot", "feasible_fraction")
     print(f"{'scheme':<19}beyond the deadline  breaks C1-C5")

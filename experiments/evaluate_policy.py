@@ -63,13 +63,31 @@ def main(argv: list[str]) -> None:
     """Evaluate, or draw again what is there."""
     common.begin(argv)
     efforts, folder = common.integers("efforts", low=0), Path(FLAGS.output_dir)
-    if FLAGS.plot_only:
-        tables = {name: common.read_csv(folder / f"{name}.csv") for name in TABLES}
-    else:
-        tables = evaluate(efforts)
-    for name in ("beyond", "csi"):
-        figures.save_figure(readme_figures.draw(name, folder), folder / name)
+    tables = read(folder) if FLAGS.plot_only else evaluate(efforts)
+    figures.save_figure(readme_figures.beyond(tables["beyond"]), folder / "beyond")
+    figures.save_figure(readme_figures.csi(tables["csi"]), folder / "csi")
+    if not FLAGS.plot_only:
+        common.write_run(folder / "run.json")
+        print(f"wrote {folder} in {common.seconds():.0f} s")
     report(tables["gaps"])
+
+
+def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read the tables, or stop with a line that says what is wrong with them."""
+    wanted = {
+        "gaps": (("num_devices", "log_base", "slot"), ("missed",)),
+        "beyond": (("family", "value"), ("feasible_fraction",)),
+        "csi": (("error", "backoff_db"), ("late_fraction", "gap_mean")),
+    }
+    tables = {}
+    for name, (place, more) in wanted.items():
+        gaps = ("no_network_gap_mean", "no_network_gap_worst") if name != "csi" else ()
+        path = folder / f"{name}.csv"
+        common.read_csv(path, (*place, *more, *gaps), place, whole=name == "csi")
+        tables[name] = common.read_csv(path)  # the gaps of any efforts too
+        means = [column for column in tables[name][0] if column.endswith("_gap_mean")]
+        common.read_csv(path, [column.replace("_mean", "_worst") for column in means])
+    return tables
 
 
 def evaluate(efforts: list[int]) -> dict[str, list[dict[str, Any]]]:
@@ -78,13 +96,13 @@ def evaluate(efforts: list[int]) -> dict[str, list[dict[str, Any]]]:
     bases, slots = (
         common.numbers(name, above=low) for name, low in (("log_bases", 1), ("slots", 0))
     )
-    folder = common.prepare()
     try:
         policy = load_policy(FLAGS.policy) if FLAGS.policy else pretrained()
     except (OSError, ValueError) as error:
         common.stop(f"--policy={FLAGS.policy}: {error}")
     if not isinstance(policy, GeneralPolicy):
         common.stop(f"--policy={FLAGS.policy} must be a general policy, not one of one system")
+    folder = common.prepare()
     cases = list(itertools.product(devices, bases, slots))
     points = sum(len(PANELS[name]) for name in FLAGS.panels)
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
@@ -93,8 +111,7 @@ def evaluate(efforts: list[int]) -> dict[str, list[dict[str, Any]]]:
             tables[name].append(row)
             bar.advance(1 if name != "csi" else 1 / len(BACKOFFS), name)
             common.write_csv(folder / f"{name}.csv", tables[name])
-            common.write_run(folder / "run.json")
-    print(f"wrote {folder} in {common.seconds():.0f} s")
+            common.write_run(folder / "run.json", finished=False)
     return tables
 
 

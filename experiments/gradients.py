@@ -28,8 +28,8 @@ from absl import flags
 from meco_jax import GeneralPolicy, PolicyConfig, System, figures, pad_devices, solve
 from meco_jax import system as sy
 from meco_jax.allocation import fits, link
-from meco_jax.figures import STUDENT_T
-from meco_jax.files import write_atomically
+from meco_jax.figures import student_t
+from meco_jax.files import json_text, write_atomically
 from meco_jax.gradients import GRADIENTS
 from meco_jax.policy import DeviceNetwork
 from meco_jax.policy_training import Sample, advance_policy, start_policy
@@ -64,32 +64,62 @@ def main(argv: list[str]) -> None:
     """Train what is missing, test and draw."""
     common.begin(argv)
     folder = Path(FLAGS.output_dir)
-    if not FLAGS.plot_only:
-        unknown = set(FLAGS.ways) - set(GRADIENTS)
-        if unknown:
-            common.stop(f"--ways must be among {', '.join(GRADIENTS)}; got {sorted(unknown)}")
-        folder = common.prepare()
+    if FLAGS.plot_only:
+        runs, history = read(folder)
+    else:
+        ways = common.names("ways", list(GRADIENTS))
+        rates = common.numbers("learning_rates", above=0)
+        cells = list(
+            itertools.product(
+                common.integers("num_devices", low=1), common.numbers("log_bases", above=1)
+            )
+        )
+        folder = common.prepare(resumes=True)
         same_settings(folder / "settings.json")
-        train_all(folder)
+        runs, history = train_all(folder, ways, rates, cells)
+    rows = summarise(runs, history)
+    if not rows:
+        common.stop(f"{folder / 'runs.csv'} must have rows of seeds above 0; got none yet")
+    curves = mean_curves(rows, history)
+    common.write_csv(folder / "results.csv", rows)
+    common.write_csv(folder / "curves.csv", curves)
+    figures.save_figure(figures.learning_figure(curves, rows[0]["seeds"]), folder / "gradients")
+    if not FLAGS.plot_only:
         common.write_run(folder / "run.json")
-        history = common.read_csv(folder / "history.csv")
-        rows = summarise(common.read_csv(folder / "runs.csv"), history)
-        common.write_csv(folder / "results.csv", rows)
-        common.write_csv(folder / "curves.csv", mean_curves(rows, history))
-    rows, curves = (common.read_csv(folder / f"{name}.csv") for name in ("results", "curves"))
-    figure = figures.learning_figure(curves, int(rows[0]["seeds"]))
-    figures.save_figure(figure, folder / "gradients")
     readme_tables.show(readme_tables.gradients(rows))
+
+
+def read(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Read the tests of the trainings, runs.csv, and how they went, history.csv.
+
+    Each training in history.csv has all its steps there, and all its cells in runs.csv.
+    """
+    training = "method", "learning_rate", "seed"
+    place = *training, "num_devices", "log_base"
+    tested = "gap_mean", "gap_worst", "within_deadline"
+    runs = common.read_csv(folder / "runs.csv", (*place, *tested), place)
+    steps = *training, "step"
+    history = common.read_csv(folder / "history.csv", (*steps, "gap", "within_deadline"), steps)
+    trainings = dict.fromkeys(tuple(row[name] for name in training) for row in history)
+    for name, rows, columns in (("history", history, steps), ("runs", runs, place)):
+        there = {tuple(row[column] for column in columns) for row in rows}
+        parts = dict.fromkeys(at[len(training) :] for at in there)
+        for at in itertools.product(trainings, parts):
+            if (*at[0], *at[1]) not in there:
+                values = zip(columns, (*at[0], *at[1]))
+                text = ", ".join(f"{column} = {value}" for column, value in values)
+                common.stop(f"{folder / name}.csv must have a row for {text}")
+    return runs, history
 
 
 def same_settings(path: Path) -> None:
     """Keep the flags that every training depends on; stop if an earlier run had others."""
     names = ("num_devices", "log_bases", "slot", "epochs", "batch_size",
-             "validation_channels", "test_channels")  # fmt: skip
+             "learning_rates", "validation_channels", "test_channels")  # fmt: skip
     mine = {name: FLAGS[name].value for name in names}
     try:
         before = dict(json.loads(path.read_bytes())) if path.exists() else mine
-    except (ValueError, TypeError):  # no JSON, or no object
+    except (ValueError, TypeError, RecursionError):  # no JSON, or no object
         common.stop(f"{path} cannot be read; delete {path.parent} to begin again")
     for name in names:
         if before.get(name) != mine[name]:
@@ -97,15 +127,13 @@ def same_settings(path: Path) -> None:
                 f"--{name} must be {before.get(name)} to go on with the run in {path.parent}; "
                 f"got {mine[name]}"
             )
-    write_atomically(path, lambda file: file.write(json.dumps(mine).encode()))
+    write_atomically(path, lambda file: file.write(json_text(mine)))
 
 
-def train_all(folder: Path) -> None:
-    """Train every way at every rate, then with every seed at its best rate."""
-    rates = common.numbers("learning_rates", above=0)
-    cells = list(
-        itertools.product(common.integers("num_devices", 1), common.numbers("log_bases", above=1))
-    )
+def train_all(
+    folder: Path, ways: list[str], rates: list[float], cells: list[tuple[int, float]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Train every way at every rate, then with every seed at its best rate: tests and history."""
     validation, test = (
         channels(cells, seed, number)
         for seed, number in (
@@ -113,11 +141,8 @@ def train_all(folder: Path) -> None:
         )
     )  # fmt: skip
     mixture = make_mixture(cells)
-    runs, history = (
-        common.read_csv(folder / name) if (folder / name).exists() else []
-        for name in ("runs.csv", "history.csv")
-    )
-    with common.Bar(len(FLAGS.ways) * (len(rates) + FLAGS.seeds)) as bar:
+    runs, history = read(folder) if (folder / "history.csv").exists() else ([], [])
+    with common.Bar(len(ways) * (len(rates) + FLAGS.seeds)) as bar:
 
         def run(way: str, rate: float, seed: int) -> float:
             """Train and test once, unless it was; the mean validation gap at the end."""
@@ -132,13 +157,15 @@ def train_all(folder: Path) -> None:
                 history.extend(done)
                 common.write_csv(folder / "runs.csv", runs)  # first: history says what is done
                 common.write_csv(folder / "history.csv", history)
+                common.keep_time(folder / "run.json")
                 bar.advance(1, f"{way}, seed {seed}: {100 * done[-1]['gap']:.2f} %")
             return float(np.mean([r["gap"] for r in done[-3:]]))
 
-        for way in FLAGS.ways:
+        for way in ways:
             best = min(rates, key=lambda rate: run(way, rate, 0))
             for seed in range(1, FLAGS.seeds + 1):
                 run(way, best, seed)
+    return runs, history
 
 
 def train_one(
@@ -250,7 +277,7 @@ def summarise(runs: list[dict[str, Any]], history: list[dict[str, Any]]) -> list
             few = [row for row in tested if row["method"] == way
                    and (row["num_devices"], row["log_base"]) == (num_devices, base)]  # fmt: skip
             gaps = np.array([row["gap_mean"] for row in few])
-            half = STUDENT_T[len(few) - 1] * np.std(gaps, ddof=min(1, len(few) - 1))
+            half = student_t(len(few)) * np.std(gaps, ddof=min(1, len(few) - 1))
             rows.append({
                 "method": way,
                 "num_devices": int(num_devices),

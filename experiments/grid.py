@@ -39,8 +39,9 @@ def main(argv: list[str]) -> None:
 
 def draw(folder: Path) -> None:
     """Draw the plane from results.csv, means over the seeds."""
-    figure = figures.plane_figure(common.read_csv(folder / "results.csv"))
-    figures.save_figure(figure, folder / "plane")
+    columns = "energy_mean_j", "gap_to_optimum_mean", "infeasible_fraction"
+    rows = trainings.read_results(folder, *columns, scheme=("bcos", "mcos"))
+    figures.save_figure(figures.plane_figure(rows), folder / "plane")
 
 
 if __name__ == "__main__":

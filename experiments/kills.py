@@ -60,11 +60,9 @@ SCRIPTS = {
 def main(argv: list[str]) -> None:
     """Run every script whole, then kill and resume it, and print a line a kill."""
     common.begin(argv)
-    unknown = set(FLAGS.scripts) - set(SCRIPTS)
-    if unknown or not FLAGS.scripts:
-        common.stop(f"--scripts must be among {', '.join(SCRIPTS)}; got {FLAGS.scripts}")
+    scripts = common.names("scripts", list(SCRIPTS))
     folder, rows, whole_seconds = common.prepare(), list[dict[str, Any]](), {}
-    for name in FLAGS.scripts:
+    for name in scripts:
         place = folder / name
         place.mkdir(exist_ok=True)
         run(name, place / "first")  # compiles, for all that follow

@@ -52,6 +52,11 @@ def main(argv: list[str]) -> None:
     if FLAGS.epochs < 4 or FLAGS.epochs % 2:
         common.stop(f"--epochs must be even and at least 4; got {FLAGS.epochs}")
     config = check_config(trainings.train_configs()["bcos"].replace(chunk_epochs=2))
+    grid: dict[str, list[Any]] = {
+        "num_devices": common.integers("ratio_devices", low=1),
+        "slot": common.numbers("ratio_slots", above=0),
+        "seed": list(range(FLAGS.ratio_seeds)),
+    }
     folder, rows = common.prepare(), list[dict[str, Any]]()
     with common.Bar(len(numbers) + 1) as bar:
         for number in numbers:
@@ -60,11 +65,11 @@ def main(argv: list[str]) -> None:
                 rows.append({"method": method, "lanes": number, **common.alone(measure, *place)})
             common.write_csv(folder / "results.csv", rows)
             bar.advance(1, f"{number} lanes")
-        ratios = compare(config.replace(epochs=FLAGS.ratio_epochs, chunk_epochs=1))
+        ratios = compare(make_grid(grid), config.replace(epochs=FLAGS.ratio_epochs, chunk_epochs=1))
         common.write_csv(folder / "ratio.csv", ratios)
         bar.advance(1, "one call against many")
-    common.write_run(folder / "run.json")
     draw(folder)
+    common.write_run(folder / "run.json")
     readme_tables.show(readme_tables.lanes(rows))
     print(f"{ratios[0]['lanes']} lanes in one call, and in a call each:")
     readme_tables.show(readme_tables.ratios(ratios))
@@ -82,14 +87,8 @@ def measure(num_devices: int, number: int, size: int, config: TrainConfig) -> di
     }
 
 
-def compare(config: TrainConfig) -> list[dict[str, float]]:
+def compare(lanes: Lanes, config: TrainConfig) -> list[dict[str, float]]:
     """Time a grid in one call and lane by lane, compilation included, step by step."""
-    axes: dict[str, list[Any]] = {
-        "num_devices": common.integers("ratio_devices", low=1),
-        "slot": common.numbers("ratio_slots", above=0),
-        "seed": list(range(FLAGS.ratio_seeds)),
-    }
-    lanes = make_grid(axes)
     together = common.alone(progress, lanes, config)
     singles = [make_grid({name: [value] for name, value in p.items()}) for p in lanes.points]
     separate = common.alone(progress_apart, singles, config)
@@ -121,7 +120,9 @@ def progress(lanes: Lanes, config: TrainConfig, size: int | None = None) -> np.n
 
 def draw(folder: Path) -> None:
     """Draw both panels from the table."""
-    rows = common.read_csv(folder / "results.csv")
+    place = "method", "lanes"
+    columns = *place, "lane_steps_per_s", "peak_mb"
+    rows = common.read_csv(folder / "results.csv", columns, place, whole=True)
     figures.save_figure(figures.lanes_figure(rows), folder / "lanes")
 
 

@@ -16,22 +16,38 @@ from readme_tables import Lines, Rows, energy_over, number
 
 Finding = tuple[str, str, str, str, bool]  # what, README's, the csv's, tolerance, verdict
 DIGITS = "the digits printed"
+LACKS = KeyError, IndexError, ValueError, TypeError  # of columns and rows that are not there
 
 
 def check(part: str, readme: str, folder: Path) -> Iterator[Finding]:
     """Check the "tables" or the "prose" of README against the csv in a folder."""
     if part == "tables":
         for names, write in TABLES:
-            rows = [common.read_csv(folder / f"{name}.csv") for name in names]
-            yield from check_table(", ".join(names), write(*rows), readme)
+            tables = [common.read_csv(folder / f"{name}.csv") for name in names]
+            try:
+                table = write(*tables)
+            except LACKS as error:
+                yield f"{', '.join(names)}: the whole table", "", lacks(error), DIGITS, False
+                continue
+            yield from check_table(", ".join(names), table, readme)
     else:
         words = " ".join(readme.split())
         for name, pattern, quote in PROSE:
-            wanted = quote(common.read_csv(folder / f"{name}.csv"))
             match = re.search(pattern, words)
             found = match.groups() if match else ("not found",)
             what = f"{name}.csv: {pattern.replace('|', '/')}"
+            rows = common.read_csv(folder / f"{name}.csv")
+            try:
+                wanted = quote(rows)
+            except LACKS as error:
+                yield what, ", ".join(found), lacks(error), DIGITS, False
+                continue
             yield what, ", ".join(found), ", ".join(wanted), DIGITS, found == wanted
+
+
+def lacks(error: Exception) -> str:
+    """Say that a csv does not hold what is quoted."""
+    return f"the csv lacks it ({type(error).__name__}: {error})"
 
 
 def check_table(name: str, wanted: Lines, readme: str) -> Iterator[Finding]:

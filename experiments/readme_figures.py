@@ -14,7 +14,7 @@ from pathlib import Path
 import claims
 import common
 import quoted
-from absl import app, flags
+from absl import flags
 from matplotlib.figure import Figure
 from readme_tables import Rows
 
@@ -36,7 +36,11 @@ def main(argv: list[str]) -> None:
     """Draw every figure."""
     common.begin(argv)
     for name in FIGURES:
-        figures.save_figure(draw(name, Path(FLAGS.tables)), Path(FLAGS.tables) / name)
+        try:
+            figure = draw(name, Path(FLAGS.tables))
+        except quoted.LACKS as error:
+            common.stop(f"{name}: {quoted.lacks(error)}")
+        figures.save_figure(figure, Path(FLAGS.tables) / name)
 
 
 def draw(name: str, folder: Path) -> Figure:
@@ -51,7 +55,7 @@ def beyond(rows: Rows) -> Figure:
              for name in rows[0] if name.endswith("_gap_mean")}  # fmt: skip
     panels = []
     for name in dict.fromkeys(row["family"] for row in rows):
-        label, inside = PANELS[name]
+        label, inside = PANELS.get(name, (name.replace("_", " "), None))
         own = [row for row in rows if row["family"] == name]
         few = [row for row in own if row["feasible_fraction"] > 0]
         if len(few) < len(own):
@@ -64,6 +68,7 @@ def beyond(rows: Rows) -> Figure:
 
 def csi(rows: Rows) -> Figure:
     """Draw late channels and gaps against the back-off, an estimation error per line."""
+    rows = sorted(rows, key=lambda row: (float(row["error"]), float(row["backoff_db"])))
     columns = {"late_fraction": "channels beyond the deadline [%]",
                "gap_mean": "mean gap, late channels too [%]"}  # fmt: skip
     errors = dict.fromkeys(row["error"] for row in rows)
@@ -103,4 +108,4 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {  # by file
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.launch(main)

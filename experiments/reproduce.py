@@ -93,13 +93,8 @@ class Pair(NamedTuple):
 def main(argv: list[str]) -> None:
     """Check part by part; each one's findings are in the csv at once."""
     common.begin(argv)
-    folder = common.prepare()
-    try:
-        findings = find(folder)
-    except KeyboardInterrupt:
-        common.stop(
-            f"interrupted; the same command goes on from the finished runs in {folder}", 130
-        )
+    folder = common.prepare(resumes=True)
+    findings = find(folder)
     report(findings)
     bad = sum(not each["holds"] for each in findings)
     common.write_run(folder / "run.json", checks=len(findings), failed=bad)
@@ -123,6 +118,7 @@ def find(folder: Path) -> list[Row]:
                 found = [Finding(*each) for each in quoted.check(part, readme, tables)]
             findings += [{"part": part, **each._asdict()} for each in found]
             common.write_csv(folder / "reproduce.csv", findings)
+            common.write_run(folder / "run.json", finished=False)
             bar.advance(1, part)
     return findings
 
@@ -140,22 +136,29 @@ def fresh(name: str, folder: Path) -> list[Row]:
     run, done, log = RUNS[name], folder / f"{name}.done", folder / f"{name}.log"
     command = [sys.executable, str(FOLDER / f"{run.script}.py"), *run.flags]
     command += [f"--output_dir={folder / name}"]
-    if not done.exists() or done.read_text() != " ".join(command):
+    wanted = " ".join(command[1:])  # by whatever Python
+    if not done.exists() or done.read_text() != wanted:
         with open(log, "w") as output:
             status = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
         if status:
             common.stop(f"{run.script}.py ended with status {status}, see {log}", 1)
-        done.write_text(" ".join(command))
-    return common.read_csv(folder / name / run.file)
+        done.write_text(wanted)
+    return common.read_csv(folder / name / run.file, (), run.place)
 
 
 def compare(name: str, tables: Path, new: list[Row]) -> list[Finding]:
     """Check the fresh rows of a run against the committed ones."""
-    old = common.read_csv(tables / f"{name}.csv")
+    old = common.read_csv(tables / f"{name}.csv", (), RUNS[name].place)
     places = {tuple(row[column] for column in RUNS[name].place): row for row in old}
     rows = [(places.get(tuple(r[column] for column in RUNS[name].place)), r) for r in new]
     both = [(before, after) for before, after in rows if before]
-    return [judge(what, check(both), tolerance) for what, check, tolerance in CHECKS[name]]
+    findings = []
+    for what, check, tolerance in CHECKS[name]:
+        try:
+            findings.append(judge(what, check(both), tolerance))
+        except quoted.LACKS as error:
+            findings.append(Finding(what, "", quoted.lacks(error), tolerance, False))
+    return findings
 
 
 def judge(what: str, pairs: Iterator[Pair], tolerance: str) -> Finding:

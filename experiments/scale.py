@@ -47,7 +47,8 @@ def main(argv: list[str]) -> None:
             rows.append(measure(num_devices))
             bar.advance(1, f"K = {num_devices}")
             write(folder, rows)
-            common.write_run(folder / "run.json", slope=slope(rows))
+            common.write_run(folder / "run.json", finished=False, slope=slope(rows))
+    common.write_run(folder / "run.json", slope=slope(rows))
     print("    K  us a channel  kB a channel  peak MB    proven gap: mean, worst")
     for r in rows:
         memory = f"{r['bytes_per_channel'] / 1e3:14.1f}{r['process_peak_mb']:9.0f}"

@@ -67,12 +67,10 @@ def main(argv: list[str]) -> None:
     if FLAGS.plot_only:
         draw(folder)
         return
-    unknown = set(FLAGS.methods) - {*solver.METHODS, "bcos"}
-    if unknown:
-        common.stop(f"--methods must be of {', '.join((*solver.METHODS, 'bcos'))}; got {unknown}")
+    methods: list[Any] = common.names("methods", (*solver.METHODS, "bcos"))
     folder = common.prepare()
     rng = np.random.default_rng(FLAGS.seed)
-    cases = [draw_case(rng, method) for method in FLAGS.methods for _ in range(FLAGS.cases)]
+    cases = [draw_case(rng, method) for method in methods for _ in range(FLAGS.cases)]
     watch = Watch()
     memory = run(cases, watch)
     latency = [
@@ -83,12 +81,17 @@ def main(argv: list[str]) -> None:
     common.write_csv(folder / "latency.csv", latency)
     common.write_csv(folder / "memory.csv", memory)
     half, last = memory[len(memory) // 2], memory[-1]
-    found = {"calls": watch.calls, "wrong_answers": watch.wrong, "errors": watch.errors[:5],
-             "programs": last["programs"], "shapes": most_programs(),
-             "memory_mb": last["memory_mb"],
-             "growth_mb": last["memory_mb"] - half["memory_mb"]}  # fmt: skip
-    common.write_run(folder / "run.json", **found)
+    found: dict[str, Any] = {
+        "calls": watch.calls,
+        "wrong_answers": watch.wrong,
+        "errors": watch.errors[:5],
+        "programs": last["programs"],
+        "shapes": most_programs(),
+        "memory_mb": last["memory_mb"],
+        "growth_mb": last["memory_mb"] - half["memory_mb"],
+    }
     draw(folder)
+    common.write_run(folder / "run.json", **found)
     report(latency, found)
 
 
@@ -182,8 +185,10 @@ def report(latency: list[dict[str, Any]], found: dict[str, Any]) -> None:
 
 def draw(folder: Path) -> None:
     """Draw memory over time and latency against the batch size."""
-    tables = (common.read_csv(folder / f"{name}.csv") for name in ("memory", "latency"))
-    figures.save_figure(figures.soak_figure(*tables), folder / "soak")
+    memory = common.read_csv(folder / "memory.csv", ("seconds", "memory_mb", "programs"))
+    place = "method", "channels"
+    latency = common.read_csv(folder / "latency.csv", (*place, "p50_us", "p99_us"), place)
+    figures.save_figure(figures.soak_figure(memory, latency), folder / "soak")
 
 
 if __name__ == "__main__":

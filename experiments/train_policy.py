@@ -8,7 +8,7 @@ with a run that was interrupted. The shipped ones come from
 
 from __future__ import annotations
 
-import os
+import re
 import shlex
 import sys
 from typing import Any
@@ -21,6 +21,7 @@ from absl import flags
 from meco_jax import PolicyConfig, figures, save_policy, train_policy
 from meco_jax.gradients import GRADIENTS
 from meco_jax.policy import DeviceNetwork
+from meco_jax.policy_training import check_policy_config
 
 FLAGS = flags.FLAGS
 DEFAULT = PolicyConfig()
@@ -41,36 +42,27 @@ flags.DEFINE_float("save_seconds", 20.0, "least time between two checkpoints [s]
 def main(argv: list[str]) -> None:
     """Train, and write the policy with the command that made it."""
     common.begin(argv)
-    folder = common.prepare()
-    config = PolicyConfig(
-        learning_rate=FLAGS.learning_rate,
-        gradient=FLAGS.gradient,
-        batches=tuple((int(n), int(k)) for n, k in (b.split("x") for b in FLAGS.batches)),
-        network=DeviceNetwork(FLAGS.width, FLAGS.rounds),
-        epochs=FLAGS.epochs,
-    )
+    config = read_config()
+    folder = common.prepare(resumes=True)
     print(f"training on {jax.devices()[0]}", flush=True)
-    try:
-        with common.Bar(config.epochs) as bar:
-            seen = 0
+    with common.Bar(config.epochs) as bar:
+        seen = 0
 
-            def report(step: int, metrics: dict[str, np.ndarray]) -> None:
-                nonlocal seen
-                epoch = step // config.steps_per_epoch
-                if not seen:  # epochs before are of an earlier run
-                    bar.skip(epoch - config.chunk_epochs)
-                seen = epoch
-                text = f"step {step}, energy over the bound {100 * float(metrics['gap']):.2f} %"
-                bar.advance(config.chunk_epochs, text)
+        def report(step: int, metrics: dict[str, np.ndarray]) -> None:
+            nonlocal seen
+            common.keep_time(folder / "run.json", every=1.0)
+            epoch = step // config.steps_per_epoch
+            if not seen:  # epochs before are of an earlier run
+                bar.skip(epoch - config.chunk_epochs)
+            seen = epoch
+            text = f"step {step}, energy over the bound {100 * float(metrics['gap']):.2f} %"
+            bar.advance(config.chunk_epochs, text)
 
-            policy, history = train_policy(
-                FLAGS.seed, config, report=report, folder=folder / "checkpoints",
-                save_seconds=FLAGS.save_seconds,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on from {folder}/checkpoints", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(130)
+        policy, history = train_policy(
+            FLAGS.seed, config, report=report, folder=folder / "checkpoints",
+            save_seconds=FLAGS.save_seconds,
+        )  # fmt: skip
+    common.write_run(folder / "run.json", finished=False)  # of what is written now
     save_policy(folder / "policy.npz", policy, origin=shlex.join(["python", *sys.argv]))
     rows: list[dict[str, Any]] = [
         {name: float(values[i]) for name, values in history.items()}
@@ -84,6 +76,24 @@ def main(argv: list[str]) -> None:
     figures.save_figure(figures.gap_figure([panel]), folder / "training")
     common.write_run(folder / "run.json")
     print(f"wrote {folder} in {common.seconds():.0f} s")
+
+
+def read_config() -> PolicyConfig:
+    """Read the settings from the flags, or stop with a line."""
+    pairs = [re.fullmatch(r"([0-9]+)x([0-9]+)", text) for text in FLAGS.batches]
+    try:
+        return check_policy_config(
+            PolicyConfig(
+                learning_rate=FLAGS.learning_rate,
+                gradient=FLAGS.gradient,
+                batches=tuple((int(pair[1]), int(pair[2])) if pair else (0, 0) for pair in pairs),
+                network=DeviceNetwork(FLAGS.width, FLAGS.rounds),
+                epochs=FLAGS.epochs,
+            )
+        )
+    except ValueError as error:
+        rule = f"--batches must be like 256x24,32x64; got {','.join(FLAGS.batches) or 'none'}"
+        common.stop(rule if "batches" in str(error) else common.as_flags(error))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ left in --output_dir, and evaluates every scheme on the same fresh channels.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +26,7 @@ from meco_jax import (
     train_grid,
 )
 from meco_jax.evaluation import Outcome, summarise
+from meco_jax.store import OtherRunError
 from meco_jax.sweep import Lanes, gather, share, take_lane
 from meco_jax.training import History, check_config
 
@@ -35,6 +34,7 @@ FLAGS = flags.FLAGS
 SHORT = {"num_devices": "k", "slot": "t"}  # in file names, and large in figures
 MOST_LINES = 20  # that a training figure can hold
 WORK = {"bcos": 2, "pcos": 1}  # BCOS trains a teacher and a student
+PREFIX = {"bcos": "", "pcos": "pcos_"}  # of the flags in ``OWN``
 OWN = {  # settings that the two trainings have apart
     "learning_rate": "Adam's at the start",
     "multiplier_step": "alpha, the rise of lambda by a violation",
@@ -99,18 +99,20 @@ def define_training_flags() -> None:
 
 
 def train_configs() -> dict[str, TrainConfig]:
-    """Read the settings of the "bcos" and "pcos" trainings from the flags."""
+    """Read the settings of the "bcos" and "pcos" trainings from the flags, or stop with a line."""
     names = ("num_channels", "batch_size", "epochs", "final_learning_rate", "multiplier",
              "slope", "share_resources", "input_scaling")  # fmt: skip
     shared: dict[str, Any] = {name: FLAGS[name].value for name in names}
-    shared |= {"hidden": tuple(common.integers("hidden", low=1))}
-    shared |= {"chunk_epochs": max(n for n in range(1, 6) if FLAGS.epochs % n == 0)}
-    bcos: dict[str, Any] = {name: FLAGS[name].value for name in OWN}
-    pcos: dict[str, Any] = {name: FLAGS[f"pcos_{name}"].value for name in OWN}
-    return {
-        "bcos": TrainConfig(**shared, **bcos),
-        "pcos": TrainConfig(**shared, **pcos, scheme="pcos"),
-    }
+    shared |= {"hidden": tuple(common.integers("hidden", low=1, different=False))}
+    configs = {}
+    for scheme, prefix in PREFIX.items():
+        own: dict[str, Any] = {name: FLAGS[f"{prefix}{name}"].value for name in OWN}
+        own["scheme"] = scheme
+        try:
+            configs[scheme] = check_config(TrainConfig(**shared, **own))
+        except ValueError as error:
+            common.stop(common.as_flags(error, prefix))
+    return configs
 
 
 class Results(NamedTuple):
@@ -142,29 +144,23 @@ def run(
     connect()
     configs = train_configs()
     try:
-        for config in configs.values():
-            check_config(config)
         lanes = make_grid({**axes, "seed": common.integers("seeds", low=0)})
     except ValueError as error:
-        common.stop(str(error))
-    folder = common.prepare()
-    try:
-        policies, histories, outcomes = train_and_evaluate(lanes, configs, folder)
-        if jax.process_index() > 0:
-            return
-        results = Results(lanes, summarise(outcomes, lanes), outcomes, histories)
-        common.write_csv(folder / "results.csv", results.rows)
-        if write:
-            write(folder, results)
-        draw(folder)
-        draw_training(folder, results)
-        for scheme, stacked in policies.items():
-            save_policies(folder, scheme, stacked, lanes)
-        common.write_run(folder / "run.json")
-    except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on from {folder}/checkpoints", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(130)  # at once: a checkpoint under way is given up, and says nothing
+        common.stop(common.as_flags(error))
+    folder = common.prepare(resumes=True)
+    policies, histories, outcomes = train_and_evaluate(lanes, configs, folder)
+    if jax.process_index() > 0:
+        return
+    results = Results(lanes, summarise(outcomes, lanes), outcomes, histories)
+    common.write_run(folder / "run.json", finished=False)  # of what is written now
+    common.write_csv(folder / "results.csv", results.rows)
+    if write:
+        write(folder, results)
+    draw(folder)
+    draw_training(folder, results)
+    for scheme, stacked in policies.items():
+        save_policies(folder, scheme, stacked, lanes)
+    common.write_run(folder / "run.json")
     print(f"wrote {folder} in {common.seconds():.0f} s")
 
 
@@ -192,13 +188,16 @@ def train_and_evaluate(
     total = sum(WORK[scheme] * config.epochs for scheme, config in configs.items())
     with common.Bar(total) as bar:
         for scheme, config in configs.items():
-            show = Show(bar, scheme, config, number)
+            show = Show(bar, scheme, config, number, folder)
             place = folder / "checkpoints" / scheme
-            policies[scheme], histories[scheme] = train_grid(
-                own, config, batch_size=FLAGS.lane_batch, report=show,
-                folder=place / f"process_{jax.process_index()}" if count > 1 else place,
-                save_seconds=FLAGS.save_seconds,
-            )  # fmt: skip
+            try:
+                policies[scheme], histories[scheme] = train_grid(
+                    own, config, batch_size=FLAGS.lane_batch, report=show,
+                    folder=place / f"process_{jax.process_index()}" if count > 1 else place,
+                    save_seconds=FLAGS.save_seconds,
+                )  # fmt: skip
+            except OtherRunError as error:
+                common.other_run(error, PREFIX[scheme])
             bar.skip(WORK[scheme] * config.epochs - show.done)
     outcomes = evaluate_grid(policies, own, FLAGS.test_channels, FLAGS.lane_batch)
     policies, gathered = (gather(tree, number) for tree in (policies, outcomes))
@@ -212,15 +211,19 @@ def train_and_evaluate(
 class Show:
     """Reports the chunks of one training on the bar."""
 
-    def __init__(self, bar: common.Bar, scheme: str, config: TrainConfig, lanes: int) -> None:
-        self._bar, self._scheme, self._lanes = bar, scheme, lanes
+    def __init__(
+        self, bar: common.Bar, scheme: str, config: TrainConfig, lanes: int, folder: Path
+    ) -> None:
+        self._bar, self._scheme, self._lanes, self._folder = bar, scheme, lanes, folder
         self._role = "student" if scheme == "bcos" else "teacher"
         self._steps, self._chunk = config.epochs * config.steps_per_epoch, config.chunk_epochs
         self._chunk_steps = config.chunk_epochs * config.steps_per_epoch
         self._began, self.done = time.monotonic(), 0.0
 
     def __call__(self, step: int, metrics: dict[str, np.ndarray]) -> None:
-        """Show steps a second over all lanes, and their mean energy."""
+        """Show steps a second over all lanes, and their mean energy; note the time so far."""
+        if jax.process_index() == 0:
+            common.keep_time(self._folder / "run.json", every=1.0)
         work = WORK[self._scheme] * self._chunk
         if not self.done:  # chunks before are of an earlier run
             self.done = work * (step / self._chunk_steps - 1)
@@ -239,7 +242,7 @@ class Show:
 def save_policies(folder: Path, scheme: str, stacked: Policy, lanes: Lanes) -> None:
     """Save the policy of every lane under a name that says where it stands in the grid."""
     for lane, point in enumerate(lanes.points):
-        place = "_".join(f"{SHORT.get(name, name)}{value:g}" for name, value in point.items())
+        place = "_".join(f"{SHORT.get(name, name)}{value:.8g}" for name, value in point.items())
         save_policy(folder / f"{scheme}_{place}.npz", take_lane(stacked, lane))
 
 
@@ -248,6 +251,7 @@ def draw_training(folder: Path, results: Results) -> None:
     points = results.lanes.points
     lanes = [i for i, point in enumerate(points) if point["seed"] == points[0]["seed"]]
     if len(lanes) > MOST_LINES:
+        print(f"{len(lanes)} lanes of a seed are too many for training.png: it is not drawn")
         return
     titles = {
         scheme.upper(): {n: v if n == "step" else v[:, lanes] for n, v in history.items()}
@@ -260,6 +264,26 @@ def draw_training(folder: Path, results: Results) -> None:
     figures.save_figure(figures.training_figure(titles, labels), folder / "training")
 
 
+def read_results(
+    folder: Path, *columns: str, fixed: Sequence[str] = (), scheme: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Read results.csv, or stop with a line if it is not a whole sweep.
+
+    Args:
+        folder: that holds it.
+        columns: to read, besides those that tell the rows apart.
+        fixed: columns of a single value.
+        scheme: schemes that must be there.
+    """
+    path, place = folder / "results.csv", ("num_devices", "slot", "seed", "scheme")
+    rows = common.read_csv(path, (*place, *columns), place, whole=True, scheme=scheme)
+    for name in fixed:
+        values = sorted({row[name] for row in rows})
+        if len(values) > 1:
+            common.stop(f"{path} must have one {name}; got {', '.join(f'{x:g}' for x in values)}")
+    return rows
+
+
 def sweep_energy(axes: Mapping[str, Sequence[float]], axis: str, name: str) -> None:
     """Run a grid and draw energies along one of its axes: Figures 4 and 5.
 
@@ -270,7 +294,10 @@ def sweep_energy(axes: Mapping[str, Sequence[float]], axis: str, name: str) -> N
     """
 
     def draw(folder: Path) -> None:
-        rows = common.read_csv(folder / "results.csv")
+        columns = ("energy_mean_j", "gap_to_optimum_mean",
+                   "feasible_fraction", "deadline_met_fraction")  # fmt: skip
+        (fixed,) = axes.keys() - {axis}
+        rows = read_results(folder, *columns, fixed=(fixed,))
         points = sorted({row[axis] for row in rows})
         energy = figures.by_scheme(rows, axis, "energy_mean_j")
         figures.save_figure(figures.energy_figure(rows, axis), folder / name)
@@ -279,7 +306,7 @@ def sweep_energy(axes: Mapping[str, Sequence[float]], axis: str, name: str) -> N
             print(f"{scheme:<19}" + "".join(f"{value:10.4f}" for value in values.mean(axis=0)))
         kept = figures.by_scheme(rows, axis, "feasible_fraction")
         print("C1-C5 kept [%], by the answers of these energies")
-        for scheme in figures.RAW:
+        for scheme in [name for name in figures.RAW if name in kept]:
             shares = 100 * kept[scheme].mean(axis=0)
             print(f"{scheme:<19}" + "".join(f"{share:10.1f}" for share in shares))
 

@@ -42,7 +42,7 @@ def save_policy(
     """
     arrays: dict[str, Any] = {name: np.asarray(x) for name, x in _leaves(policy).items()}
     buffer = io.BytesIO()
-    text = json.dumps({**_settings(policy), "origin": origin})
+    text = json.dumps({**_settings(policy), "origin": origin}, allow_nan=False)
     np.savez_compressed(buffer, **arrays, settings=np.asarray(text))
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
@@ -62,6 +62,8 @@ def load_policy(path: str | os.PathLike[str]) -> Policy | GeneralPolicy:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = _members(archive)
+            if "settings" not in members:
+                raise ValueError("it holds no settings")
             if members["settings"].file_size > MOST_SETTINGS:
                 raise ValueError(f"its settings take more than {MOST_SETTINGS} bytes")
             settings = json.loads(str(_read(archive, members.pop("settings"))))

@@ -9,7 +9,8 @@ lifted: the axis goes on to 0, linearly.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import count, cycle
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -28,6 +29,7 @@ Rows = Sequence[Mapping[str, Any]]
 OPEN = {"markerfacecolor": "white"}
 SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {  # name: (label, style)
     "mcos": ("MCOS", {"color": "#555555", "marker": "s", "linestyle": "-"}),
+    "mcos_partial": ("MCOS, parts", {"color": "#555555", "marker": "+", "linestyle": "--"}),
     "bcos_raw": ("BCOS, raw network", {"color": "#D55E00", "marker": "v", "linestyle": ":"}),
     "bcos": ("BCOS, made feasible", {"color": "#D55E00", "marker": "o", "linestyle": "-"}),
     "pcos_learned": ("PCOS, learned", {"color": "#0072B2", "marker": "^", "linestyle": "--"}),
@@ -52,6 +54,12 @@ LINES: tuple[dict[str, Any], ...] = (  # few lines; the sizes keep equal points 
     {"color": "#0072B2", "marker": "^", "linestyle": "--", "markersize": 5.5},
     {"color": "#009E73", "marker": "D", "linestyle": "-.", "markersize": 4},
     {"color": "#CC79A7", "marker": "s", "linestyle": ":", "markersize": 2.5},
+)
+OTHERS: tuple[dict[str, Any], ...] = (  # of schemes and families that are not among these
+    {"color": "#CC79A7", "marker": "P", "linestyle": "-"},
+    {"color": "#E69F00", "marker": "*", "linestyle": "--"},
+    {"color": "#56B4E9", "marker": "<", "linestyle": "-."},
+    {"color": "#8B5A2B", "marker": ">", "linestyle": ":"},
 )
 COLORS = "#D55E00", "#0072B2", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9"
 DASHES, MARKERS = ("-", "--", "-.", ":"), "o^Dsv*PX<>p"
@@ -85,7 +93,8 @@ def energy_figure(rows: Rows, axis: str) -> Figure:
         ("energy_mean_j", "gap_to_optimum_mean", "feasible_fraction", "deadline_met_fraction")
     )  # fmt: skip
     x = sorted({row[axis] for row in rows})
-    names = [name for name in SCHEMES if name in energy]
+    schemes = scheme_styles(energy)
+    names = list(schemes)
     title = f"T = {rows[0]['slot']:g} s" if axis != "slot" else f"K = {rows[0]['num_devices']:g}"
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 4.2))
@@ -93,15 +102,16 @@ def energy_figure(rows: Rows, axis: str) -> Figure:
         left.set(ylabel="mean weighted sum energy [J]", yscale="log", title=title)
         # The schemes share their tasks: one band shows how far these move all of them.
         draw_schemes(left, x, {name: energy[name] for name in names}, ("mcos", "optimal"))
-        middle.set(ylabel="mean gap [%]", title="gap: energy / optimum of P1 - 1")
+        middle.set(ylabel="mean gap [%]", title="gap: energy / optimum - 1, without MCOS")
         middle.axhline(0, color="black", linewidth=0.8)
-        others = [name for name in names if name not in ("mcos", "optimal")]
+        # MCOS is far above all, the optimum is 0.
+        others = [name for name in names if name not in ("mcos", "mcos_partial", "optimal")]
         draw_schemes(middle, x, {name: 100 * gaps[name] for name in others}, others)
         right.set(ylabel="share of channels [%]", title="what the networks' answers keep")
         raw = [name for name in RAW if name in names]
         draw_schemes(right, x, {name: 100 * kept[name] for name in raw}, raw)
         for name in raw:
-            share, style = 100 * np.mean(on_time[name], axis=0), SCHEMES[name][1]
+            share, style = 100 * np.mean(on_time[name], axis=0), schemes[name][1]
             right.plot(x, share, color=style["color"], marker="|", linestyle=style["linestyle"])
         right.set_ylim(-3, 103)
         for marker, text in (("d", "all of C1-C5"), ("|", "sum of times within T")):
@@ -109,7 +119,7 @@ def energy_figure(rows: Rows, axis: str) -> Figure:
         right.legend(*(part[-2:] for part in right.get_legend_handles_labels()))
         for axes in (left, middle, right):
             axes.set(xlabel=AXES[axis], xticks=x if len(x) < 10 else x[::3])
-        labels = [SCHEMES[n][0] + (_broken(kept[n]) if n in RAW else "") for n in names]
+        labels = [schemes[n][0] + (_broken(kept[n]) if n in RAW else "") for n in names]
         note = "open markers: mean of all answers, those that break C1-C5 too"
         seeds = _band_text(len(energy[names[0]]))
         figure.legend(
@@ -127,23 +137,23 @@ def delay_figure(quantiles: Rows, rows: Rows) -> Figure:
         rows: of ``meco_jax.evaluation.summarise`` for the same K and T.
     """
     slot = rows[0]["slot"]
-    names = {row["scheme"] for row in quantiles}
+    quantiles = sorted(quantiles, key=lambda row: float(row["probability"]))
+    schemes = scheme_styles([row["scheme"] for row in quantiles])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.2))
         axes = figure.subplots()
         axes.axvline(slot, color="black", linewidth=2.5, alpha=0.3)
         axes.annotate("deadline T", (slot, 0.02), (5, 0), textcoords="offset points", fontsize=8)
-        for place, name in enumerate(name for name in SCHEMES if name in names):
+        for place, (name, (label, style)) in enumerate(schemes.items()):
             own = [row for row in quantiles if row["scheme"] == name]
             x, y = ([row[column] for row in own] for column in ("sending_time_s", "probability"))
-            label, style = SCHEMES[name]
             on_time, kept = (
                 by_scheme(rows, "slot", column)[name]
                 for column in ("deadline_met_fraction", "feasible_fraction")
             )
             label += f": {100 * (1 - np.mean(on_time)):.1f} % late" + _broken(kept)
             every = max(1, len(own) // 10)  # the curves that coincide have their marks in turn
-            marks = {"markevery": (place * every // len(SCHEMES), every)}
+            marks = {"markevery": (place * every // len(schemes), every)}
             axes.plot(x, y, label=label, **style | marks)
         axes.set(xlabel="sum of the offloading times [s]", ylabel="share of channels [-]")
         axes.set(title=f"K = {rows[0]['num_devices']:g}, T = {slot:g} s")
@@ -257,10 +267,10 @@ def gap_figure(panels: Sequence[GapPanel]) -> Figure:
         all_values = np.concatenate([100 * np.ravel(list(p.gaps.values())) for p in panels])
         for axes, panel in zip(grid.flat, panels):
             values = [100 * np.asarray(gaps) for gaps in panel.gaps.values()]
-            for name, line, style in zip(panel.gaps, values, LINES):
-                every = max(1, len(panel.x) // 12)
-                axes.plot(panel.x, line, label=name, clip_on=False, markevery=every, **style)
-            wide = min(panel.x) > 0 and max(panel.x) > 20 * min(panel.x)
+            for name, line, style in zip(panel.gaps, values, line_styles()):
+                marks = {"clip_on": False, "markevery": max(1, len(panel.x) // 12)}
+                axes.plot(panel.x, line, label=name, **style | marks)
+            wide = len(panel.x) > 0 and 0 < 20 * min(panel.x) < max(panel.x)
             axes.set(xlabel=panel.label, xscale="log" if wide else "linear")
             _down_to_zero(axes, panel.ylabel, all_values if alike else values, "y", panel.least)
             if panel.inside:
@@ -317,6 +327,7 @@ def frontier_figure(rows: Rows) -> Figure:
     """
     devices = sorted({int(row["num_devices"]) for row in rows})
     methods = list(dict.fromkeys(row["method"] for row in rows))
+    families = FAMILIES | _other_styles((row["family"] for row in rows), FAMILIES)
     labels = []
     for method in methods:
         shares = [row["feasible_fraction"] for row in rows if row["method"] == method]
@@ -328,7 +339,7 @@ def frontier_figure(rows: Rows) -> Figure:
         grid = figure.subplots(1, 2 * len(devices), sharey=True, squeeze=False)[0]
         for num_devices, gap, speed in zip(devices, grid[::2], grid[1::2]):
             for row in [row for row in rows if row["num_devices"] == num_devices]:
-                place, style = methods.index(row["method"]), FAMILIES[row["family"]]
+                place, style = methods.index(row["method"]), families[row["family"]]
                 ends = [100 * row[name] for name in ("gap_mean", "gap_worst")]
                 gap.plot(ends, [place, place], color=style["color"], linewidth=0.8)
                 gap.plot(ends[1], place, **style | OPEN, markersize=8)
@@ -385,7 +396,8 @@ def lanes_figure(rows: Rows) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.3))
         for axes, (column, label) in zip(figure.subplots(1, 2), panels):
-            for method, style in zip(dict.fromkeys(row["method"] for row in rows), LINES):
+            methods = dict.fromkeys(row["method"] for row in rows)
+            for method, style in zip(methods, line_styles()):
                 own = [row for row in rows if row["method"] == method]
                 x, y = ([row[name] for row in own] for name in ("lanes", column))
                 axes.plot(x, y, label=method, **style)
@@ -417,7 +429,8 @@ def soak_figure(memory: Rows, latency: Rows) -> Figure:
         left.set_ylim(0, 1.1 * max(row["memory_mb"] for row in memory))
         for axes, column, title in ((middle, "p50_us", "median"),
                                     (right, "p99_us", "99th percentile")):  # fmt: skip
-            for method, style in zip(dict.fromkeys(row["method"] for row in latency), LINES):
+            methods = dict.fromkeys(row["method"] for row in latency)
+            for method, style in zip(methods, line_styles()):
                 own = [row for row in latency if row["method"] == method]
                 x, y = [row["channels"] for row in own], [row[column] / 1e3 for row in own]
                 axes.plot(x, y, label=method, **style | OPEN | {"linestyle": "", "markersize": 5})
@@ -442,6 +455,19 @@ def by_scheme(rows: Rows, axis: str, value: str) -> dict[str, np.ndarray]:
     return table
 
 
+def scheme_styles(names: Collection[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return label and style by scheme, those of ``SCHEMES`` first; any other has one too."""
+    others = _other_styles(names, SCHEMES)
+    return {name: own for name, own in SCHEMES.items() if name in names} | {
+        name: (name.replace("_", " "), style) for name, style in others.items()
+    }
+
+
+def _other_styles(names: Iterable[str], known: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Give what is not known styles in turn, by name."""
+    return dict(zip((n for n in dict.fromkeys(names) if n not in known), cycle(OTHERS)))
+
+
 def draw_schemes(
     axes: Axes, x: Sequence[float], values: Mapping[str, np.ndarray], banded: Collection[str]
 ) -> None:
@@ -453,13 +479,14 @@ def draw_schemes(
         values: by scheme, ``[S, M]``.
         banded: the schemes with a band.
     """
+    schemes = scheme_styles(values)
     for name, rows in values.items():
-        axes.plot(x, np.mean(rows, axis=0), label=SCHEMES[name][0], **SCHEMES[name][1])
+        axes.plot(x, np.mean(rows, axis=0), label=schemes[name][0], **schemes[name][1])
     axes.set_ylim(axes.get_ylim())
     for name in banded:
         band = seed_band(values[name], relative=axes.get_yscale() == "log")
         if band is not None:
-            color = SCHEMES[name][1]["color"]
+            color = schemes[name][1]["color"]
             axes.fill_between(x, *band, color=color, alpha=0.12, linewidth=0)
 
 
@@ -475,8 +502,9 @@ def seed_band(values: np.ndarray, relative: bool) -> np.ndarray | None:
         return None
     if seeds == 2:
         return np.sort(values, axis=0)
-    spread = np.std(np.log(values) if relative else values, axis=0, ddof=1)
-    half = STUDENT_T[min(seeds, len(STUDENT_T)) - 1] * spread / seeds**0.5
+    with np.errstate(divide="ignore", invalid="ignore"):  # an infinite energy has no band
+        spread = np.std(np.log(values) if relative else values, axis=0, ddof=1)
+    half = student_t(seeds) * spread / seeds**0.5
     mean = np.mean(values, axis=0)
     return np.stack([mean * np.exp(s * half) if relative else mean + s * half for s in (-1, 1)])
 
@@ -493,6 +521,12 @@ def _broken(kept: np.ndarray) -> str:
     shares = 100 * (1 - np.mean(kept, axis=0))
     ends = dict.fromkeys(f"{end:.1f}" for end in (np.min(shares), np.max(shares)))
     return f", {'-'.join(ends)} % break C1-C5"
+
+
+def line_styles() -> Iterator[dict[str, Any]]:
+    """Styles of lines, however many: the few of ``LINES``, then others."""
+    yield from LINES
+    yield from (line_style(number, 1) for number in count(len(LINES)))
 
 
 def line_style(number: int, points: int) -> dict[str, Any]:
@@ -532,6 +566,14 @@ def _down_to_zero(axes: Axes, label: str, values: Any, which: str, least: float 
     axes.set(**{f"{which}scale": scale, f"{which}ticks": [0, *10.0**powers]})
     axes.set(**{f"{which}lim": (-0.5 * least, 2 * max(np.max(values), least))})
     axes.set(**{f"{which}label": f"{label}\n(linear below {least:g})"})
+
+
+def student_t(number: int) -> float:
+    """Return the 97.5 % quantile of Student's t for the mean of ``number`` values."""
+    if number <= len(STUDENT_T):
+        return STUDENT_T[number - 1]
+    z, inverse = 1.96, 1 / (number - 1)
+    return z + (z**3 + z) / 4 * inverse + (5 * z**5 + 16 * z**3 + 3 * z) / 96 * inverse**2
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:

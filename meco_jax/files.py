@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 try:
     import fcntl as _fcntl
@@ -46,6 +48,21 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     except OSError as error:
         error.filename, error.filename2 = str(path), None
         raise
+
+
+def json_text(value: Any) -> bytes:
+    """Write JSON that any program reads: NaN as null, what is infinite as "inf" or "-inf"."""
+    return (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
 
 
 class FolderLock:

@@ -26,7 +26,7 @@ from meco_jax.describe import short_repr
 from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
 from meco_jax.store import RunStore
 from meco_jax.system import System, table1
-from meco_jax.training import History, Metrics, Report, cosine_adam, train_loop
+from meco_jax.training import History, Metrics, Report, cosine_adam, train_loop, whole_chunk
 
 LOG_BASES = (2.0, math.e, 10.0)
 Sample = Callable[[jax.Array, int, int], tuple[System, jax.Array]]  # as ``sample_systems``
@@ -95,7 +95,7 @@ class PolicyConfig(struct.PyTreeNode):
     network: DeviceNetwork = struct.field(pytree_node=False, default=DeviceNetwork())
     steps_per_epoch: int = struct.field(pytree_node=False, default=100)
     epochs: int = struct.field(pytree_node=False, default=200)
-    chunk_epochs: int = struct.field(pytree_node=False, default=1)  # between two reports
+    chunk_epochs: int = struct.field(pytree_node=False, default=1)  # most between two reports
 
 
 @short_repr
@@ -136,19 +136,18 @@ def train_policy(
         OSError: if a checkpoint cannot be written; those before stay.
     """
     outside_traces("train_policy", seed)
-    config = _check(config or PolicyConfig())
-    run = start_policy(jax.random.key(seed), config)
+    config = check_policy_config(config or PolicyConfig())
+    begin = partial(start_policy, jax.random.key(seed), config)
     step = lambda run, epoch: advance_policy(run, epoch, config)  # noqa: E731
     if folder is None:
-        run, history = train_loop(step, run, config, report)
+        run, history = train_loop(step, begin(), config, report)
     else:
         settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
-        settings |= {
-            "seed": seed,
-            "network": repr(config.network),
-            "sample": config.sample.__name__,
-        }
+        network = {name: getattr(config.network, name) for name in ("width", "rounds", "trust")}
+        settings |= {"seed": seed, "sample": config.sample.__name__} | network
+        del settings["network"]
         with RunStore(Path(folder), settings, save_seconds) as store:
+            run = begin()  # not before the folder takes it
             saved = store.load(run[:2])
             first, rows = 0, list[dict[str, np.ndarray]]()
             if saved:
@@ -225,17 +224,20 @@ def _sum_losses(
     return {name: jnp.sum(values) for name, values in each.items()}
 
 
-def _check(config: PolicyConfig) -> PolicyConfig:
+def check_policy_config(config: PolicyConfig) -> PolicyConfig:
+    """Return the configuration with chunks that fit.
+
+    Raises:
+        ValueError: if a setting is out of its range.
+    """
     if config.gradient not in gr.GRADIENTS:
         known = ", ".join(sorted(gr.GRADIENTS))
         raise ValueError(f"config.gradient must be one of {known}; got {config.gradient!r}")
     for name in ("steps_per_epoch", "epochs", "chunk_epochs"):
-        sy.require(f"config.{name}", getattr(config, name), 0.0, included=False)
+        if getattr(config, name) < 1:
+            raise ValueError(f"config.{name} must be at least 1; got {getattr(config, name)}")
+    if not config.batches or min(map(min, config.batches)) < 1:
+        raise ValueError(f"config.batches must be pairs of at least 1; got {config.batches}")
     for name in ("learning_rate", "final_learning_rate"):
         sy.require(f"config.{name}", getattr(config, name), 0.0, included=True)
-    if config.epochs % config.chunk_epochs:
-        raise ValueError(
-            f"config.epochs must be a multiple of chunk_epochs, {config.chunk_epochs}; "
-            f"got {config.epochs}"
-        )
-    return config
+    return config.replace(chunk_epochs=whole_chunk(config.epochs, config.chunk_epochs))

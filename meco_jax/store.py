@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from meco_jax.files import FolderLock, write_atomically
+from meco_jax.files import FolderLock, json_text, write_atomically
 
 KEPT = 2  # checkpoints: the latest, and one to fall back on
 DIGEST = "sha256"  # file beside those of Orbax
@@ -35,7 +35,11 @@ Saved = tuple[int, Any, list[dict[str, np.ndarray]]]  # epochs done, state, hist
 
 
 class OtherRunError(ValueError):
-    """The folder holds a training with other settings."""
+    """The folder holds a training with other settings; ``name`` is one that differs."""
+
+    def __init__(self, name: str, known: str, got: str, folder: Path) -> None:
+        super().__init__(f"{name} must be {known} to go on with the run in {folder}; got {got}")
+        self.name = name
 
 
 class DamagedRunError(ValueError):
@@ -64,7 +68,7 @@ class RunStore:
         self._epochs.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(self._folder)
         try:
-            _keep_settings(self._folder, json.loads(json.dumps(settings)))
+            _keep_settings(self._folder, json_text(settings))
             for path in self._epochs.iterdir():
                 if not path.name.isdigit():  # a killed run was writing it
                     shutil.rmtree(path)
@@ -207,27 +211,33 @@ class _Orbax:
         self._checkpointer.close()
 
 
-def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Record the settings, or stop if the folder's are others."""
-    record = folder / "settings.json"
+def _keep_settings(folder: Path, text: bytes) -> None:
+    """Record the settings, JSON, or stop if the folder's are others."""
+    record, settings = folder / "settings.json", json.loads(text)
     if record.exists():
         try:
             known = dict(json.loads(record.read_bytes()))
-        except (ValueError, TypeError):  # no JSON, or no object
+        except (ValueError, TypeError, RecursionError):  # no JSON, or no object
             raise DamagedRunError(
                 f"{record} cannot be read; delete {folder} to begin again"
             ) from None
-        for name in sorted(known.keys() | settings.keys()):
-            if known.get(name) != settings.get(name):
-                raise OtherRunError(
-                    f"{name} must be {known.get(name)} to go on with the run in {folder}; "
-                    f"got {settings.get(name)}"
-                )
+        names = dict.fromkeys([*settings, *known])  # in order: what others follow from comes first
+        differing = [name for name in names if known.get(name) != settings.get(name)]
+        pairs = {name: (_short(known.get(name)), _short(settings.get(name))) for name in differing}
+        if pairs:  # axes of a grid are a value a lane: another seed makes all of them longer
+            name = min(pairs, key=lambda name: pairs[name][0] == pairs[name][1])
+            raise OtherRunError(name, *pairs[name], folder)
     elif any(path.name.isdigit() for path in (folder / "epochs").iterdir()):
         raise DamagedRunError(f"{record} is missing; delete {folder} to begin again")
     else:
-        text = json.dumps(settings, indent=2).encode()
         write_atomically(record, lambda file: file.write(text))
+
+
+def _short(value: Any) -> str:
+    """Show a setting; of an axis of lanes each value once."""
+    if isinstance(value, list) and value and all(isinstance(x, float) for x in value):
+        return ",".join(f"{x:g}" for x in dict.fromkeys(value))
+    return str(value)
 
 
 def _digest(folder: Path) -> str:

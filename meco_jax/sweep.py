@@ -43,7 +43,7 @@ from meco_jax.training import (
     train_loop,
 )
 
-SCALARS = tuple(name for name in sy.SYSTEM_RANGES if name not in sy.PER_DEVICE)
+SEEDS = "seed", "task_seed", "train_seed"
 NUMBERS = ("learning_rate", "final_learning_rate", "frozen_after", "multiplier", "multiplier_step")
 DRAWS = {"bcos": 0, "pcos": 1, "test": 2}  # folded into a lane's key
 LANE_BYTES = 4 * 2**30  # of the channels of the lanes that run at once
@@ -68,19 +68,23 @@ def make_grid(axes: Mapping[str, Sequence[float]]) -> Lanes:
     """Make the lanes of a full grid, the last axis fastest.
 
     Args:
-        axes: values by name: "num_devices" K (14 by default), "slot" T [s] and any other scalar
-            field of ``System``, any numeric field of ``TrainConfig``, "task_seed" and
-            "train_seed", or "seed" for both (0 by default).
+        axes: values by name: "num_devices" K (14 by default), "slot" T [s] and any other numeric
+            field of ``System``, the same for all devices, any numeric field of ``TrainConfig``,
+            "task_seed" and "train_seed", or "seed" for both (0 by default).
 
     Raises:
         ValueError: if a name is unknown, an axis is empty, or a value is out of its range.
     """
-    known = ("num_devices", "seed", "task_seed", "train_seed", *SCALARS, *NUMBERS)
+    known = ("num_devices", *SEEDS, *sy.SYSTEM_RANGES, *NUMBERS)
     for name, values in axes.items():
         if name not in known:
             raise ValueError(f"axes must be among {', '.join(known)}; got {name!r}")
         if not len(values):
             raise ValueError(f"axes must have values each; got none for {name!r}")
+        if name in ("num_devices", *SEEDS):
+            for value in values:  # a part of a device, or a seed beyond int32, would become another
+                if not (abs(value) < 2**31 and value == int(value)):
+                    raise ValueError(f"{name} must be integers below 2^31; got {value}")
     points = tuple(dict(zip(axes, point)) for point in itertools.product(*axes.values()))
     column = lambda name, default: np.array([p.get(name, default) for p in points])  # noqa: E731
     seeds = column("seed", 0)
@@ -90,13 +94,16 @@ def make_grid(axes: Mapping[str, Sequence[float]]) -> Lanes:
     num_devices = column("num_devices", 14)
     if np.min(num_devices) < 1:
         raise ValueError(f"num_devices must be at least 1; got {np.min(num_devices)}")
-    systems = jax.vmap(lambda seed: table1(int(np.max(num_devices)), seed=seed))(task_seeds)
-    active = np.arange(systems.num_devices) < num_devices[:, None]
-    given = {name: column(name, 0.0) for name in SCALARS if name in axes}
-    systems = sy.check_system(systems.replace(active=active, **given))
-    padded = {name: np.where(active, getattr(systems, name), 0) for name in sy.PER_DEVICE}
-    settings = {name: column(name, 0.0).astype(np.float32) for name in NUMBERS if name in axes}
-    return Lanes(points, sy.check_system(systems.replace(**padded)), train_seeds, settings)
+    with jax.ensure_compile_time_eval():  # host data, inside other jitted code too
+        systems = jax.vmap(lambda seed: table1(int(np.max(num_devices)), seed=seed))(task_seeds)
+        active = np.arange(systems.num_devices) < num_devices[:, None]
+        given = {name: column(name, 0.0) for name in sy.SYSTEM_RANGES if name in axes}
+        for name in given.keys() & set(sy.PER_DEVICE):
+            given[name] = np.broadcast_to(given[name][:, None], active.shape)
+        systems = sy.check_system(systems.replace(active=active, **given))
+        padded = {name: np.where(active, getattr(systems, name), 0) for name in sy.PER_DEVICE}
+        settings = {name: column(name, 0.0).astype(np.float32) for name in NUMBERS if name in axes}
+        return Lanes(points, sy.check_system(systems.replace(**padded)), train_seeds, settings)
 
 
 def train_grid(
@@ -136,7 +143,7 @@ def train_grid(
             check_config(config.replace(**{name: float(value)}))
     groups = Groups(len(lanes.points), batch_size or lane_batch_size(lanes, config))
     arrays = groups.split((lanes.systems, lanes.seeds, lanes.settings))
-    runs = groups.run(partial(_start_lanes, config=config, size=groups.size), arrays)
+    begin = partial(groups.run, partial(_start_lanes, config=config, size=groups.size), arrays)
 
     def step(runs: Parts, epoch: int) -> tuple[Parts, Metrics]:
         advance = partial(_advance_lanes, first_epoch=epoch, config=config, size=groups.size)
@@ -144,9 +151,10 @@ def train_grid(
         return runs, groups.join(metrics)
 
     if folder is None:
-        runs, history = train_loop(step, runs, config, report)
+        runs, history = train_loop(step, begin(), config, report)
     else:
         with RunStore(Path(folder), _describe(lanes, config), save_seconds) as store:
+            runs = begin()  # not before the folder takes it
             saved = store.load(_states(groups, runs))
             first, rows = 0, list[dict[str, np.ndarray]]()
             if saved:

@@ -90,7 +90,7 @@ class TrainConfig(struct.PyTreeNode):
     num_channels: int = struct.field(pytree_node=False, default=20_000)
     batch_size: int = struct.field(pytree_node=False, default=1_000)
     epochs: int = struct.field(pytree_node=False, default=200)
-    chunk_epochs: int = struct.field(pytree_node=False, default=5)  # between two reports
+    chunk_epochs: int = struct.field(pytree_node=False, default=5)  # most between two reports
 
     @property
     def steps_per_epoch(self) -> int:
@@ -301,8 +301,13 @@ _start = jax.jit(start)
 _advance = jax.jit(advance, donate_argnums=0)
 
 
+def whole_chunk(epochs: int, most: int) -> int:
+    """Return the largest number of epochs up to ``most`` that divides ``epochs``."""
+    return max(n for n in range(1, min(most, epochs) + 1) if epochs % n == 0)
+
+
 def check_config(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with its scheme's defaults filled in.
+    """Return the configuration with its scheme's defaults filled in, and chunks that fit.
 
     Raises:
         ValueError: if a setting is out of its range.
@@ -330,12 +335,12 @@ def check_config(config: TrainConfig) -> TrainConfig:
             f"config.batch_size must be at most num_channels, {config.num_channels}; "
             f"got {config.batch_size}"
         )
-    if config.epochs % config.chunk_epochs:
+    if config.num_channels % config.batch_size:
         raise ValueError(
-            f"config.epochs must be a multiple of chunk_epochs, {config.chunk_epochs}; "
-            f"got {config.epochs}"
+            f"config.num_channels must be a multiple of batch_size, {config.batch_size}; "
+            f"got {config.num_channels}"
         )
-    return config
+    return config.replace(chunk_epochs=whole_chunk(config.epochs, config.chunk_epochs))
 
 
 def local_power(system: System) -> jax.Array:

@@ -1,15 +1,29 @@
 """Random instances shared by the tests, as a float32 System and as the float64 reference."""
 
+import contextlib
+import io
 import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import reference
+from absl import app, flags
 
 from meco_jax import System
 
 BASES = (2.0, np.e, 10.0)
+ROOT = Path(__file__).parent.parent
+TINY = (
+    "--num_devices=2,3", "--seeds=0,1", "--num_channels=200", "--batch_size=100", "--epochs=6",
+    "--hidden=8", "--test_channels=40",
+)  # fmt: skip
 LEAST_ENERGY = 1e-30  # what is below counts as nothing: kT is 4e-21 [J]
 
 
@@ -17,6 +31,67 @@ def quick_environment(*flags, **more):
     """The environment of scripts under test: they compile twice as fast, and run slower."""
     flags = ("--xla_backend_optimization_level=0", *flags)
     return os.environ | {"XLA_FLAGS": " ".join(flags)} | more
+
+
+def run(*words, script="sweep_k", **keywords):
+    """Run a script in a process of its own, as a user does."""
+    command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *words]
+    keywords = {"env": quick_environment()} | keywords
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, **keywords
+    )
+
+
+@contextlib.contextmanager
+def fresh_flags():
+    """Let a script define its flags, whatever other scripts have defined."""
+    own = flags.FLAGS
+    module = {name: own.find_module_defining_flag(name) or "" for name in own}
+    others = {name: own[name] for name in own if not module[name].startswith("absl")}
+    own.remove_flag_values(others)
+    before = set(own)
+    try:
+        yield
+    finally:
+        own.remove_flag_values(set(own) - before)
+        for name, flag in others.items():
+            own[name] = flag
+
+
+def inside(*words, script="sweep_k"):
+    """Run a script in this process: quick where little is compiled."""
+    import common  # of experiments/
+
+    text, argv = (io.StringIO(), io.StringIO()), [f"{script}.py", *words]
+    start = lambda main, flags_parser: main(flags_parser(sys.argv))  # noqa: E731
+    with (fresh_flags(), mock.patch.object(sys, "argv", argv), mock.patch.object(app, "run", start),
+          contextlib.redirect_stdout(text[0]), contextlib.redirect_stderr(text[1])):  # fmt: skip
+        try:
+            runpy.run_path(str(ROOT / "experiments" / argv[0]), run_name="__main__")
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        finally:
+            for _, _, lock in common._opened:
+                lock.release()
+            common._opened.clear()
+    out, err = (part.getvalue() for part in text)
+    return SimpleNamespace(returncode=status, stdout=out, stderr=err)
+
+
+def one_line(result, *parts):
+    """Assert that a script stopped with one line."""
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    for part in ("error: ", *parts):
+        assert part in result.stderr
+
+
+def flip(data, rng):
+    """Flip one bit."""
+    place, data = rng.randrange(8 * len(data)), bytearray(data)
+    data[place // 8] ^= 1 << place % 8
+    return bytes(data)
 
 
 def random_case(rng, num_devices, **fixed):

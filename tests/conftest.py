@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pytest
+from cases import TINY, run
 from hypothesis import settings
 
 from meco_jax import System
@@ -33,6 +34,17 @@ def key():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A tiny sweep that ran to its end: its folder, which stays as it is, and what it said."""
+    folder = tmp_path_factory.mktemp("sweep_k")
+    flagfile = folder / "tiny.flags"
+    flagfile.write_text("\ufeff# tiny\n" + "\r\n".join(TINY))  # as other programs save it
+    result = run(f"--flagfile={flagfile}", f"--output_dir={folder / 'out'}", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder / "out", result
 
 
 @pytest.fixture(scope="session")

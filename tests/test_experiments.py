@@ -3,43 +3,22 @@
 import csv
 import itertools
 import json
+import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from cases import quick_environment
+import trainings
+from cases import ROOT, TINY, flip, inside, one_line, quick_environment, run
 
 from meco_jax import load_policy, sample_channels, solve, table1
-
-ROOT = Path(__file__).parent.parent
-TINY = (
-    "--num_devices=2,3", "--seeds=0,1", "--num_channels=200", "--batch_size=100", "--epochs=6",
-    "--hidden=8", "--test_channels=40",
-)  # fmt: skip
-
-
-def run(*flags, script="sweep_k", **keywords):
-    command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *flags]
-    keywords = {"env": quick_environment()} | keywords
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, **keywords
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sweep_k")
-    flagfile = folder / "tiny.flags"
-    flagfile.write_text("\n".join(TINY))
-    result = run(f"--flagfile={flagfile}", f"--output_dir={folder / 'out'}", cwd=folder)
-    assert result.returncode == 0, result.stderr
-    return folder / "out", result
+from meco_jax.store import is_whole
 
 
 def read(folder):
@@ -63,7 +42,8 @@ def test_sweep_k_writes_everything(finished):
     record = json.loads((folder / "run.json").read_text())
     assert record["flags"]["epochs"] == 6
     assert record["flags"]["slot"] == 0.5
-    assert {"versions", "device", "git_commit", "wall_seconds"} <= set(record)
+    assert {"versions", "device", "source", "wall_seconds"} <= set(record)
+    assert [session["finished"] for session in record["sessions"]] == [record["finished"]] == [True]
     assert "100 %" in result.stdout
     assert "s left" in result.stdout
 
@@ -79,16 +59,17 @@ def test_sweep_k_rows_keep_the_order_of_the_schemes(finished):
             assert energy[k, seed, "pcos_learned"] > 0
 
 
-def test_sweep_k_draws_again_from_the_table(finished):
-    folder = finished[0]
-    (folder / "figure4.pdf").unlink()
-    result = run(f"--output_dir={folder}", "--plot_only")
+def test_sweep_k_draws_again_from_the_table(finished, tmp_path):
+    for name in ("results.csv", "run.json"):
+        (tmp_path / name).write_bytes((finished[0] / name).read_bytes())
+    result = inside(f"--output_dir={tmp_path}", "--plot_only")
     assert result.returncode == 0, result.stderr
-    assert (folder / "figure4.pdf").stat().st_size > 5000
     assert not result.stderr
-    missing = run(f"--output_dir={folder / 'none'}", "--plot_only")
-    assert missing.returncode == 2
-    assert "results.csv cannot be read" in missing.stderr
+    for name in ("figure4.png", "results.csv", "run.json"):
+        assert (tmp_path / name).read_bytes() == (finished[0] / name).read_bytes()
+    one_line(
+        inside(f"--output_dir={tmp_path / 'none'}", "--plot_only"), "results.csv cannot be read"
+    )
 
 
 def test_sweep_k_policies_can_be_used(finished):
@@ -111,43 +92,109 @@ def test_help_explains():
         (("--output_dir=/proc/none",), "--output_dir=/proc/none cannot be written"),
         (("--flagfile=/no/such.flags",), "/no/such.flags"),
         (("--num_devices=4,x",), "--num_devices must be different integers of at least 1"),
-        (("--seeds=0,0",), "--seeds must be different integers of at least 0"),
-        (("--epochs=0",), "epochs"),
-        (("--batch_size=500",), "config.batch_size must be at most num_channels, 200; got 500"),
+        (("--seeds=0,0",), "--seeds must be different integers of at least 0; got 0,0"),
+        (("--seeds=4294967296",), "--seeds must be different integers of at least 0"),
+        (("--hidden=",), "--hidden must be integers of at least 1; got none"),
+        (("--slot=nan",), "--slot must be finite; got nan"),
+        (("--learning_rate=inf",), "--learning_rate must be finite; got inf"),
+        (("--batch_size=500",), "--batch_size must be at most --num_channels, 200; got 500"),
+        (("--batch_size=150",), "--num_channels must be a multiple of --batch_size, 150; got 200"),
         (("stray",), "unknown arguments"),
     ],
 )
 def test_bad_flags_stop_at_once(flags, message, tmp_path):
-    began = time.time()
-    result = run(*TINY, f"--output_dir={tmp_path / 'out'}", *flags)
-    assert result.returncode != 0
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not (tmp_path / "out" / "results.csv").exists()
-    assert time.time() - began < 60
+    one_line(inside(*TINY, f"--output_dir={tmp_path / 'out'}", *flags), message)
+    assert not (tmp_path / "out").exists()
 
 
-def test_killed_at_any_moment_and_resumed(finished, tmp_path):
-    """kill -9 while training, then the same command: the same table, bit for bit."""
-    folder = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "experiments" / "sweep_k.py"), *TINY,
-               f"--output_dir={folder}", "--save_seconds=0"]  # fmt: skip
-    for moment in ("checkpoints/bcos/epochs/3", "checkpoints/pcos/epochs/3"):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=quick_environment()
-        )
-        deadline = time.time() + 240
-        while not (folder / moment).exists() and time.time() < deadline:
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        assert not (folder / "results.csv").exists()
-    result = run(*TINY, f"--output_dir={folder}")
+def test_what_absl_refuses(tmp_path):
+    for flags, message in ((("--epochs=0",), "epochs"), (("--output_dir=",), "must name a folder")):
+        result = inside(*TINY, f"--output_dir={tmp_path / 'out'}", *flags)
+        assert result.returncode == 1
+        assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def start(*flags, moment, **keywords):
+    """Start a sweep, and return its process once a file is there."""
+    command = [sys.executable, str(ROOT / "experiments" / "sweep_k.py"), *TINY, *flags]
+    keywords = {"env": quick_environment(), "stdout": subprocess.DEVNULL} | keywords
+    process, deadline = subprocess.Popen(command, **keywords), time.monotonic() + 240
+    while not moment() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    return process
+
+
+def odd_environment(folder):
+    """A clock that runs backwards, no display, no fonts, no home."""
+    home = folder / "none"
+    home.write_text("")
+    (folder / "sitecustomize.py").write_text(
+        "import itertools, time\n"
+        "later = itertools.count(2e9, -10)\n"
+        "time.time = lambda: next(later)\n"
+    )
+    (folder / "matplotlibrc").write_text(
+        "font.family: No Such Font\nfont.sans-serif: None Either\nbackend: TkAgg\n"
+    )
+    quick = quick_environment()
+    path = os.pathsep.join([str(folder), *filter(None, [quick.get("PYTHONPATH")])])
+    odd = {"PYTHONPATH": path, "HOME": str(home), "MPLCONFIGDIR": str(home / "config"),
+           "MATPLOTLIBRC": str(folder), "MPLBACKEND": "TkAgg"}  # fmt: skip
+    return {name: text for name, text in quick.items() if name != "DISPLAY"} | odd
+
+
+def test_killed_damaged_and_resumed(finished, tmp_path):
+    """kill -9 while training, twice, and damage: the same table, bit for bit.
+
+    The second time a run beside it stops, the last checkpoint is damaged, and clock, fonts and
+    display are gone. What a run had is in its record; a command that does not fit is refused and
+    spoils nothing.
+    """
+    folder, odd = tmp_path / "out", odd_environment(tmp_path)
+    flags = f"--output_dir={folder}", "--save_seconds=0"
+    first = start(*flags, moment=(folder / "checkpoints/bcos/epochs/3").exists)
+    first.kill()
+    first.wait()
+    last = folder / "checkpoints/pcos/epochs/6"
+    second = start(*flags, moment=last.exists, env=odd)
+    second.send_signal(signal.SIGSTOP)
+    one_line(inside(*TINY, *flags), f"is in use by another run (process {second.pid}); wait")
+    second.kill()
+    second.wait()
+    assert not (folder / "results.csv").exists()
+    assert is_whole(last)
+    file = next(last.glob("state/ocdbt.process_0/d/*"))
+    file.write_bytes(flip(file.read_bytes(), random.Random(0)))
+    result = run(*TINY, *flags, env=odd)
     assert result.returncode == 0, result.stderr
+    assert f"checkpoint {last} is damaged; trying the one before" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "findfont" not in result.stderr
+    assert "-" not in "".join(line[:30] for line in result.stdout.splitlines() if " left " in line)
     assert (folder / "results.csv").read_bytes() == (finished[0] / "results.csv").read_bytes()
-    other = run(*TINY, "--learning_rate=0.5", f"--output_dir={folder}")
-    assert other.returncode == 2
-    assert "learning_rate must be 0.02 to go on with the run in" in other.stderr
+    for file in ("figure4.png", "figure4.pdf", "training.png", "training.pdf"):
+        assert (folder / file).stat().st_size > 5000
+    record = json.loads((folder / "run.json").read_text())
+    sessions = record["sessions"]
+    assert [session["finished"] for session in sessions] == [False, False, True]
+    times = [session["wall_seconds"] for session in sessions]
+    assert 0 < min(times) <= max(times) < record["wall_seconds"] < 600
+    assert record["wall_seconds"] == pytest.approx(sum(times), abs=0.1)
+    kept = {path: path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()}
+    for flag, message in (
+        ("--epochs=7", "--epochs must be 6 to go on with the run in"),
+        ("--learning_rate=0.5", "--learning_rate must be 0.02 to go on"),
+        ("--seeds=0,1,2", "--seeds must be 0,1 to go on"),
+        ("--num_devices=2,4", "--num_devices must be 2,3 to go on"),
+    ):
+        one_line(
+            inside(*TINY, *flags, flag), message, "take another --output_dir, or the same flags"
+        )
+    one_line(
+        inside(*flags, "--slots=0.5", script="sweep_t"), "holds a run of sweep_k.py; take another"
+    )
+    assert kept == {path: path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()}
 
 
 def test_two_processes_share_the_lanes(finished, tmp_path):
@@ -179,24 +226,41 @@ def test_two_processes_share_the_lanes(finished, tmp_path):
 
 
 def test_interrupt_says_how_to_go_on(tmp_path):
-    command = [sys.executable, str(ROOT / "experiments" / "sweep_k.py"), *TINY, "--epochs=50000",
-               f"--output_dir={tmp_path}", "--save_seconds=0"]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=quick_environment())
-    deadline = time.time() + 240
-    while not list(tmp_path.glob("checkpoints/bcos/epochs/1*")) and time.time() < deadline:
-        time.sleep(0.2)
+    saved = lambda: list(tmp_path.glob("checkpoints/bcos/epochs/1*"))  # noqa: E731
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs of a shell ignore it
+    process = start("--epochs=50000", f"--output_dir={tmp_path}", "--save_seconds=0", moment=saved,
+                    stderr=subprocess.PIPE, text=True)  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "the same command goes on" in errors
-    assert "Traceback" not in errors
+    assert len(errors.splitlines()) == 1
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert not record["finished"]
+    assert record["wall_seconds"] > 0
 
 
-def test_sweep_t_draws_figure_5(tmp_path):
-    flags = ("--num_devices=3", "--slots=0.3,1", "--seeds=0", *TINY[2:])
-    result = run(*flags, f"--output_dir={tmp_path}", script="sweep_t")
+def test_sweep_t_draws_figure_5(tmp_path, monkeypatch):
+    """Its training is that of the other sweeps: only what it asks for is looked at."""
+    asked = []
+    monkeypatch.setattr(trainings, "train_and_evaluate", lambda *at: asked.append(at) or sys.exit())
+    flags = ("--num_devices=3", "--slots=0.3,1", "--seeds=0,1", *TINY[2:])
+    result = inside(*flags, f"--output_dir={tmp_path}", script="sweep_t")
+    assert not result.returncode
+    ((lanes, configs, folder),) = asked
+    assert [(point["slot"], point["seed"]) for point in lanes.points] == [
+        (0.3, 0), (0.3, 1), (1.0, 0), (1.0, 1),
+    ]  # fmt: skip
+    assert all(point["num_devices"] == 3 for point in lanes.points)
+    assert [(config.scheme, config.epochs) for config in configs.values()] == [
+        ("bcos", 6), ("pcos", 6),
+    ]  # fmt: skip
+    assert folder == tmp_path
+    table = (ROOT / "experiments/figures/figure5.csv").read_bytes()
+    (tmp_path / "results.csv").write_bytes(table)
+    result = inside(f"--output_dir={tmp_path}", "--plot_only", script="sweep_t")
     assert result.returncode == 0, result.stderr
-    assert {row["slot"] for row in read(tmp_path)} == {"0.3", "1"}
     assert (tmp_path / "figure5.pdf").stat().st_size > 5000
 
 
@@ -210,7 +274,7 @@ def test_delay_cdf_draws_figure_6(tmp_path):
     assert len(rows) == 501  # means over the seeds
     assert max(float(row["sending_time_s"]) for row in rows) <= 1.000001
     (tmp_path / "figure6.png").unlink()
-    assert run(f"--output_dir={tmp_path}", "--plot_only", script="delay_cdf").returncode == 0
+    assert inside(f"--output_dir={tmp_path}", "--plot_only", script="delay_cdf").returncode == 0
     assert (tmp_path / "figure6.png").stat().st_size > 5000
 
 
@@ -240,21 +304,28 @@ def test_frontier_ranks_the_methods(tmp_path):
     for file in ("frontier.png", "frontier.pdf", "run.json"):
         assert (tmp_path / file).stat().st_size > 500
     (tmp_path / "frontier.pdf").unlink()
-    assert run(f"--output_dir={tmp_path}", "--plot_only", script="frontier").returncode == 0
+    assert inside(f"--output_dir={tmp_path}", "--plot_only", script="frontier").returncode == 0
     assert (tmp_path / "frontier.pdf").exists()
 
 
 def test_certify_proves_every_row(tmp_path):
-    flags = ("--num_devices=3", "--log_bases=e", "--slots=0.3,1", "--channels=20")
-    result = run(*flags, f"--output_dir={tmp_path}", script="certify")
+    flags = ("--num_devices=3", "--log_bases=e", "--slots=0.3,1", "--channels=20",
+             f"--output_dir={tmp_path}")  # fmt: skip
+    result = inside(*flags, script="certify")
     assert result.returncode == 0, result.stderr
     rows = read(tmp_path)
     assert len(rows) == 2
     for row in rows:
         assert float(row["certified"]) == float(row["optimal_fraction"]) == 1
         assert int(row["false_bounds"]) == 0
-    bad = run("--log_bases=1", f"--output_dir={tmp_path}", script="certify")
-    assert "--log_bases must be finite numbers above 1" in bad.stderr
+    assert json.loads((tmp_path / "run.json").read_text())["finished"]
+    kept = {path: path.read_bytes() for path in tmp_path.glob("[!.]*")}
+    one_line(
+        inside(*flags, script="certify"), f"{tmp_path} holds a finished run; take another folder"
+    )
+    bad = inside(*flags, "--log_bases=1", script="certify")
+    one_line(bad, "--log_bases must be different finite numbers above 1; got 1")
+    assert kept == {path: path.read_bytes() for path in tmp_path.glob("[!.]*")}
 
 
 def test_scale_writes_time_and_memory(tmp_path):
@@ -285,17 +356,8 @@ def test_lanes_measures_speed_memory_and_ratio(tmp_path):
     assert (tmp_path / "lanes.pdf").stat().st_size > 5000
 
 
-def test_kills_end_with_the_same_table(tmp_path):
-    flags = ("--scripts=sweep_k", "--runs=1", "--kills=1", "--epochs=1", "--save_seconds=0",
-             f"--output_dir={tmp_path}")  # fmt: skip
-    result = run(*flags, script="kills")
-    assert result.returncode == 0, result.stderr
-    with open(tmp_path / "kills.csv") as file:
-        assert [row["identical"] for row in csv.DictReader(file)] == ["1"]
-
-
 def test_claims_are_checked_against_the_committed_tables():
-    result = run(f"--tables={ROOT / 'experiments' / 'figures'}", script="claims")
+    result = inside(f"--tables={ROOT / 'experiments' / 'figures'}", script="claims")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) == 2 + 8 + 7 + 3

@@ -11,10 +11,8 @@ import pickle
 import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -22,18 +20,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from cases import quick_environment
-from test_experiments import ROOT, TINY, run
+from cases import TINY, flip, inside, one_line, run
 
 import meco_jax
 from meco_jax import TrainConfig, load_policy, save_policy, table1, train
 from meco_jax.files import FolderLock, InUseError
-from meco_jax.store import DamagedRunError, OtherRunError, RunStore, is_whole
+from meco_jax.store import DamagedRunError, OtherRunError, RunStore
 
 TRIES = int(os.environ.get("MECO_FAULTS", "60"))
 SHIPPED = Path(meco_jax.__file__).parent / "pretrained.npz"
 KERNEL = "variables/params/decision/Dense_0/kernel"
-CONFIG = TrainConfig(num_channels=100, batch_size=50, epochs=1, chunk_epochs=1, hidden=(8, 8))
+CONFIG = TrainConfig(num_channels=100, batch_size=50, epochs=1, hidden=(8, 8))
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +44,6 @@ def content(policy):
     """All that a policy holds, as bytes."""
     fixed = [getattr(policy, name, None) for name in ("network", "role", "scaling")]
     return repr(fixed), [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(policy)]
-
-
-def flip(data, rng):
-    """Flip one bit."""
-    place, data = rng.randrange(8 * len(data)), bytearray(data)
-    data[place // 8] ^= 1 << place % 8
-    return bytes(data)
 
 
 def rewrite(source, target, settings=None, **changes):
@@ -120,6 +110,38 @@ def test_wrong_weights_are_named(saved, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             load_policy(rewrite(SHIPPED, bad, settings))
+
+
+def test_policies_saved_again_by_other_programs(saved, tmp_path):
+    """The same arrays in another order or packing are the same policy; others are one line."""
+    with np.load(saved) as file:
+        arrays = dict(file)
+    again, kernel = tmp_path / "again.npz", arrays[KERNEL]
+    same = arrays | {KERNEL: np.asfortranarray(kernel)}
+    np.savez(again, **dict(reversed(same.items())))
+    assert content(load_policy(again)) == content(load_policy(saved))
+    for changes, message in (
+        ({KERNEL: kernel.astype(float)}, f"path must hold {KERNEL} as .*float32.*; got .*float64"),
+        (
+            {"settings": None},
+            "path must be a policy saved by save_policy; got .*: it holds no sett",
+        ),
+        ({"settings": np.asarray(b"{}")}, "path must be a policy saved by save_policy; got "),
+        ({"settings": np.asarray("[" * 10**5)}, "path must be a policy saved by save_policy; got "),
+        ({"remark": np.zeros(1)}, "path must hold remark as None; got "),
+    ):
+        several = {name: x for name, x in (arrays | changes).items() if x is not None}
+        np.savez(again, **several)
+        with pytest.raises(ValueError, match=message) as refusal:
+            load_policy(again)
+        assert "\n" not in str(refusal.value)
+        assert str(again) in str(refusal.value)
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(again, "w") as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info))
+        new.writestr("__MACOSX/._settings", b"remark")
+    with pytest.raises(ValueError, match="path must be a policy"):
+        load_policy(again)
 
 
 class Trap:
@@ -237,6 +259,11 @@ def test_a_run_that_cannot_be_read_says_what_to_delete(tmp_path, monkeypatch):
         record.write_bytes(text)
         with pytest.raises(DamagedRunError, match=f"settings.json cannot be read; {remedy}"):
             load_some(folder)
+    record.write_text("[" * 10**6)
+    with pytest.raises(DamagedRunError, match=f"settings.json cannot be read; {remedy}"):
+        load_some(folder)
+    record.write_bytes(b'\xef\xbb\xbf{\r\n"x":1.0}\r\n')  # another program saved the same
+    assert load_some(folder) == 3
     record.unlink()
     with pytest.raises(DamagedRunError, match=f"settings.json is missing; {remedy}"):
         load_some(folder)
@@ -287,21 +314,6 @@ def test_a_full_disk_keeps_the_checkpoints_before(tmp_path):
     assert load_some(tmp_path) == 3
 
 
-def one_line(result, *parts):
-    """Assert that a script stopped with one line."""
-    assert result.returncode == 2, result.stderr
-    assert len(result.stderr.splitlines()) == 1, result.stderr
-    for part in ("error: ", *parts):
-        assert part in result.stderr
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished")
-    assert run(*TINY, f"--output_dir={folder}").returncode == 0
-    return folder
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """Mount a folder with little room; yields it and what changes the mount's options."""
@@ -329,61 +341,14 @@ def test_a_full_disk_is_one_line_and_costs_nothing(small_disk, finished):
     change("rw")
     result = run(*command)
     assert result.returncode == 0, result.stderr
-    assert (disk / "out/results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+    assert (disk / "out/results.csv").read_bytes() == (finished[0] / "results.csv").read_bytes()
 
 
 def test_a_file_in_the_way_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    one_line(
-        run(*TINY, f"--output_dir={tmp_path / 'file/out'}"), "/file/out cannot be written: Not"
-    )
-
-
-def odd_environment(folder):
-    """A clock that runs backwards, no display, no fonts, no home."""
-    home = folder / "none"
-    home.write_text("")
-    (folder / "sitecustomize.py").write_text(
-        "import itertools, time\n"
-        "later = itertools.count(2e9, -10)\n"
-        "time.time = lambda: next(later)\n"
-    )
-    (folder / "matplotlibrc").write_text(
-        "font.family: No Such Font\nfont.sans-serif: None Either\nbackend: TkAgg\n"
-    )
-    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    odd = {"PYTHONPATH": path, "HOME": str(home), "MPLCONFIGDIR": str(home / "config"),
-           "MATPLOTLIBRC": str(folder), "MPLBACKEND": "TkAgg"}  # fmt: skip
-    quick = quick_environment()
-    return {name: text for name, text in quick.items() if name != "DISPLAY"} | odd
-
-
-def test_killed_damaged_and_without_clock_fonts_or_display(finished, tmp_path):
-    """A second run stops; the first is killed, its last checkpoint damaged, and it goes on."""
-    odd, folder = odd_environment(tmp_path), tmp_path / "out"
-    command = (*TINY, "--save_seconds=0", f"--output_dir={folder}")
-    script = [sys.executable, str(ROOT / "experiments/sweep_k.py"), *command]
-    first = subprocess.Popen(script, stdout=subprocess.DEVNULL, env=odd)
-    last, deadline = folder / "checkpoints/bcos/epochs/6", time.monotonic() + 240
-    while not last.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    first.send_signal(signal.SIGSTOP)
-    one_line(run(*command), f"is in use by another run (process {first.pid}); wait")
-    first.kill()
-    first.wait()
-    assert is_whole(last)
-    file = next(last.glob("state/ocdbt.process_0/d/*"))
-    file.write_bytes(flip(file.read_bytes(), random.Random(0)))
-    result = run(*command, env=odd)
-    assert result.returncode == 0, result.stderr
-    assert f"checkpoint {last} is damaged; trying the one before" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert "findfont" not in result.stderr
-    assert "-" not in "".join(line[:30] for line in result.stdout.splitlines() if " left " in line)
-    assert 0 < json.loads((folder / "run.json").read_text())["wall_seconds"] < 240
-    assert (folder / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
-    for file in ("figure4.png", "figure4.pdf", "training.png", "training.pdf"):
-        assert (folder / file).stat().st_size > 5000
+    for name, why in (("file/out", "Not a directory"), ("file", "File exists")):
+        result = inside(*TINY, f"--output_dir={tmp_path / name}")
+        one_line(result, f"/{name} cannot be written: {why}; take another folder")
 
 
 def test_train_policy_is_killed_and_ends_with_the_same_files(tmp_path):

@@ -10,7 +10,7 @@ from matplotlib import colors, image
 from meco_jax import figures
 
 FIGURES = Path(__file__).parent.parent / "experiments" / "figures"
-NAMES = ("lower_bound", "optimal", "pcos", "pcos_learned", "bcos", "bcos_raw", "mcos")
+NAMES = (*figures.SCHEMES, "droo")
 
 
 def summary(seeds, points=(4, 8, 12)):
@@ -32,14 +32,14 @@ def test_energy_figure_shows_every_scheme():
     left, middle, right = figure.axes
     energy = figures.by_scheme(rows, "num_devices", "energy_mean_j")
     lines = {line.get_label(): line for line in left.lines}
-    for scheme, (label, style) in figures.SCHEMES.items():
+    for scheme, (label, style) in figures.scheme_styles(NAMES).items():
         np.testing.assert_array_equal(lines[label].get_xdata(), [4, 8, 12])
         np.testing.assert_allclose(lines[label].get_ydata(), energy[scheme].mean(axis=0))
         assert lines[label].get_color() == style["color"]
     assert "[J]" in left.get_ylabel()
     assert "[-]" in left.get_xlabel()
     assert len(left.collections) == 2  # confidence bands of MCOS and the optimum
-    assert len(middle.collections) == len(figures.SCHEMES) - 2
+    assert len(middle.collections) == len(NAMES) - 3  # MCOS and the optimum are not there
     gap = figures.by_scheme(rows, "num_devices", "gap_to_optimum_mean")["bcos"]
     fixed = next(line for line in middle.lines if line.get_label() == "BCOS, made feasible")
     np.testing.assert_allclose(fixed.get_ydata(), 100 * gap.mean(axis=0))

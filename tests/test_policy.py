@@ -181,8 +181,8 @@ def test_resume_is_bitwise_equal(tmp_path):
     [
         ({"gradient": "magic"}, r"config.gradient must be one of .*; got 'magic'"),
         ({"learning_rate": -1.0}, r"config.learning_rate must be finite and at least 0; got -1"),
-        ({"epochs": 0}, r"config.epochs must be finite and above 0; got 0"),
-        ({"chunk_epochs": 3}, r"config.epochs must be a multiple of chunk_epochs, 3; got 4"),
+        ({"epochs": 0}, r"config.epochs must be at least 1; got 0"),
+        ({"batches": ((8, 0),)}, r"config.batches must be pairs of at least 1; got"),
     ],
 )
 def test_bad_settings_are_named(changes, message):

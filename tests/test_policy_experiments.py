@@ -1,8 +1,11 @@
 """The scripts of the general policy as a user runs them, with tiny flags."""
 
 import csv
+import json
 
 import numpy as np
+import pytest
+from cases import inside, one_line
 from test_experiments import read, run
 
 from meco_jax import GeneralPolicy, load_policy, solve, table1
@@ -24,9 +27,19 @@ def test_train_policy_goes_on_and_is_refused(tmp_path):
     assert (tmp_path / "training.pdf").stat().st_size > 3000
     again = run(*tiny, script="train_policy")  # nothing left to do
     assert again.returncode == 0, again.stderr
-    other = run(*tiny, "--gradient=sign", script="train_policy")
-    assert other.returncode == 2
-    assert "gradient must be best_flips to go on" in other.stderr
+    record = json.loads((tmp_path / "run.json").read_text())
+    times = [session["wall_seconds"] for session in record["sessions"]]
+    assert times[1] < times[0] < record["wall_seconds"] == pytest.approx(sum(times), abs=0.1)
+    for flag, message in (
+        ("--gradient=sign", "--gradient must be best_flips to go on"),
+        ("--width=9", "--width must be 8 to go on"),
+        ("--epochs=0", "--epochs"),
+        ("--batches=8,4", "--batches must be like 256x24,32x64; got 8,4"),
+    ):
+        result = inside(*tiny, flag, script="train_policy")
+        assert result.returncode
+        assert message in result.stderr
+    assert json.loads((tmp_path / "run.json").read_text()) == record
 
 
 def test_evaluate_policy_measures_gaps(tmp_path):
@@ -44,9 +57,8 @@ def test_evaluate_policy_measures_gaps(tmp_path):
     assert {row["family"] for row in table(tmp_path / "beyond.csv")} == {"slot"}
     for name in ("beyond.png", "csi.pdf", "run.json"):
         assert (tmp_path / name).stat().st_size > 500
-    bad = run("--policy=nowhere.npz", f"--output_dir={tmp_path}", script="evaluate_policy")
-    assert bad.returncode == 2
-    assert "--policy=nowhere.npz" in bad.stderr
+    flags = "--policy=nowhere.npz", f"--output_dir={tmp_path}"
+    one_line(inside(*flags, script="evaluate_policy"), "--policy=nowhere.npz")
 
 
 def test_gradients_compares_and_goes_on(tmp_path):
@@ -67,8 +79,9 @@ def test_gradients_compares_and_goes_on(tmp_path):
     again = run(*tiny, script="gradients")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "results.csv").read_bytes() == before
-    other = run(*tiny, "--test_channels=30", script="gradients")
-    assert other.returncode == 2
-    assert "--test_channels must be 20 to go on with the run in" in other.stderr
-    bad = run("--ways=magic", f"--output_dir={tmp_path}", script="gradients")
-    assert "--ways must be among" in bad.stderr
+    for flag, message in (
+        ("--test_channels=30", "--test_channels must be 20 to go on with the run in"),
+        ("--learning_rates=1", "--learning_rates must be ['1e-3', '1e-2'] to go on"),
+        ("--ways=magic", "--ways must be different names among sign, "),
+    ):
+        one_line(inside(*tiny, flag, script="gradients"), message)

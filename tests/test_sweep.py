@@ -45,6 +45,12 @@ def test_grid_is_the_product_of_its_axes():
     assert grid.part([2, 1]).points == (grid.points[2], grid.points[1])
 
 
+def test_grid_is_host_data_inside_other_jitted_code():
+    axes = {"num_devices": [2, 3], "slot": [0.3, 0.5]}
+    inside = jax.jit(lambda: make_grid(axes).systems.task_bits)()
+    np.testing.assert_array_equal(inside, make_grid(axes).systems.task_bits)
+
+
 @pytest.mark.parametrize(
     ("axes", "message"),
     [

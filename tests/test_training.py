@@ -185,7 +185,7 @@ def test_schemes_have_their_own_defaults():
         ({"scheme": "dqn"}, "config.scheme must be one of bcos, pcos; got 'dqn'"),
         ({"input_scaling": "db"}, "config.input_scaling must be one of log, raw; got 'db'"),
         ({"epochs": 0}, "config.epochs must be at least 1; got 0"),
-        ({"epochs": 3}, "config.epochs must be a multiple of chunk_epochs, 2; got 3"),
+        ({"batch_size": 80}, "config.num_channels must be a multiple of batch_size, 80; got 200"),
         ({"batch_size": 500}, "config.batch_size must be at most num_channels, 200; got 500"),
         ({"hidden": (16, 0)}, r"config.hidden must be widths of at least 1; got \(16, 0\)"),
         ({"learning_rate": -1.0}, "config.learning_rate must be finite and at least 0; got -1.0"),
