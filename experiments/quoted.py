@@ -65,6 +65,7 @@ def find_table(readme: str, header: list[str]) -> Lines:
 
 TABLES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("figure4",), readme_tables.figure4),
+    (("constraints",), readme_tables.constraints),
     (("figure4", "figure5", "figure6"), readme_tables.paper),
     (("frontier",), readme_tables.frontier),
     (("certify",), readme_tables.certify),
