@@ -120,6 +120,16 @@ def own_slope(rows: Rows) -> tuple[str, ...]:
     return f"{raw:.0f}", f"{100 * on_time:.1f}", f"{made:.1f}"
 
 
+def most_kept(rows: Rows) -> tuple[str, ...]:
+    """Most channels that keep C1-C5 at K = 20, and the gap there, for BCOS and PCOS [%]."""
+    words = []
+    for scheme in ("bcos_raw", "pcos_learned"):
+        few = [r for r in rows if r["scheme"] == scheme and r["num_devices"] == 20]
+        best = max(few, key=lambda row: row["kept"])
+        words += [f"{100 * best['kept']:.0f}", f"{100 * best['gap_mean']:.0f}"]
+    return tuple(words)
+
+
 def along_slots(rows: Rows) -> tuple[str, ...]:
     """Optimum over PCOS at most; T from which it is within 1 %; BCOS over optimum at most."""
     over = energy_over(rows, "slot")
@@ -235,6 +245,8 @@ PROSE: list[tuple[str, str, Callable[[Rows], tuple[str, ...]]]] = [
                 r"answers at K = 20 miss", learned_pcos),
     ("figure4", r"\| 1 - m, the teacher's \| \+(\d+) % \| ([\d.]+) % \| \+([\d.]+) % \|",
      own_slope),
+    ("constraints", r"best keeps C1-C5 at K = 20 on (\d+) % of the channels, at \+(\d+) % "
+                    r"\(BCOS\), and on (\d+) %, at \+(\d+) % \(PCOS\)", most_kept),
     ("figure5", r"the optimum of P1 is up to (\d+) % above optimal PCOS. From T = ([\d.]+) s on "
                 r".* is at most (\d+) % above the optimum", along_slots),
     ("figure5", r"networks stay (\d+)-(\d+) % above it where the deadline is loose",
