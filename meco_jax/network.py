@@ -8,7 +8,8 @@ of padding devices are 0 and their weights do not depend on how many there are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from meco_jax.describe import short_repr
 from meco_jax.system import System
 
 Role = Literal["teacher", "student"]
+Times = Literal["network", "realised"]
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
 LOG_EXPONENTIAL_MEAN, LOG_EXPONENTIAL_STD = -float(np.euler_gamma), np.pi / np.sqrt(6)
 
@@ -207,21 +209,27 @@ class Policy(struct.PyTreeNode):
     role: Role = struct.field(pytree_node=False, default="student")
     scaling: str = struct.field(pytree_node=False, default="log")
 
-    def __call__(self, h: jax.Array) -> Solution:
+    def __call__(self, h: jax.Array, times: Times = "network") -> Solution:
         """Return the network's own (a, p, t), its constraints only as good as it learned.
 
         Args:
             h: amplitude gains ``[..., K]`` [-].
+            times: "network" keeps its t. "realised" keeps a and p alone and takes t' for t
+                wherever sum t' <= T: then C1-C5 hold, at the same energy, since t' is what is
+                paid for.
 
         Returns:
             A ``Solution``: the energy is the realised one, ``feasible`` tells whether C1-C5
             hold, ``lower_bound`` is that of P1 (of partial offloading for a teacher).
 
         Raises:
-            ValueError: if h has another K, or negative or non-finite entries.
+            ValueError: if h has another K, or negative or non-finite entries, or if ``times`` is
+                neither of the two.
         """
+        if times not in get_args(Times):
+            raise ValueError(f"times must be one of network, realised; got {times!r}")
         h = sy.check_channels(h, self.system.num_devices)
-        flat = _judge(self, h.reshape(-1, h.shape[-1]))
+        flat = _judge(self, h.reshape(-1, h.shape[-1]), times)
         return jax.tree.map(lambda x: x.reshape(h.shape[:-1] + x.shape[1:]), flat)
 
     def outputs(self, h: jax.Array) -> Decision:
@@ -232,13 +240,16 @@ class Policy(struct.PyTreeNode):
         return jax.tree.map(lambda x: x.reshape(h.shape), decision)
 
 
-@jax.jit
-def _judge(policy: Policy, h: jax.Array) -> Solution:
+@partial(jax.jit, static_argnames="times")
+def _judge(policy: Policy, h: jax.Array, times: Times) -> Solution:
     """Evaluate a policy's own outputs on channels ``[N, K]``."""
     system, role = policy.system, policy.role
 
     def judge(h: jax.Array, offload: jax.Array, power: jax.Array, time: jax.Array) -> Solution:
         used = sy.transmit_time(system, h, offload, power)
+        if times == "realised":
+            fits = jnp.sum(used) <= system.slot * (1 + FIT_TOLERANCE)
+            time = jnp.where(fits, used, time)
         must = sy.forced(system).astype(h.dtype) if role == "student" else sy.required_ratio(system)
         in_time = jnp.all(used <= time * (1 + FIT_TOLERANCE))  # C5; the layers keep C1-C4
         energies = sy.realised_energies(system, h, offload, power)

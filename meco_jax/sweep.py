@@ -44,7 +44,10 @@ from meco_jax.training import (
 )
 
 SCALARS = tuple(name for name in sy.SYSTEM_RANGES if name not in sy.PER_DEVICE)
-NUMBERS = ("learning_rate", "final_learning_rate", "frozen_after", "multiplier", "multiplier_step")
+NUMBERS = (
+    "learning_rate", "final_learning_rate", "frozen_after", "multiplier", "multiplier_step",
+    "margin",
+)  # fmt: skip
 DRAWS = {"bcos": 0, "pcos": 1, "test": 2}  # folded into a lane's key
 LANE_BYTES = 4 * 2**30  # of the channels of the lanes that run at once
 

@@ -72,7 +72,7 @@ class Schedule(Protocol):
 class TrainConfig(struct.PyTreeNode):
     """Settings of Algorithm 1. Numbers that fix no shape are traced and can be swept.
 
-    Those that are None take the value of ``DEFAULTS`` for the scheme.
+    Those that are None take the value of ``DEFAULTS`` for the scheme, if it has one.
     """
 
     learning_rate: ByScheme = None  # Adam's, at the start [-]
@@ -80,6 +80,7 @@ class TrainConfig(struct.PyTreeNode):
     frozen_after: ByScheme = None  # part of the training after which batch statistics rest [-]
     multiplier: float = 5.0  # lambda_A and lambda_B at the start [local powers]
     multiplier_step: ByScheme = None  # alpha of (21), rise a slot of violation [local powers]
+    margin: float | None = None  # part of each slot time that the penalty asks to leave free [-]
     slope: Literal["teacher", "zero", "straight_through"] = struct.field(
         pytree_node=False, default="teacher"
     )  # of the binary layer's backward pass: 1 - m^+, 0 or 1
@@ -145,17 +146,25 @@ def hinge(excess: jax.Array) -> jax.Array:
 
 
 def penalised_loss(
-    system: System, h: jax.Array, decision: Decision, multiplier: jax.Array
+    system: System,
+    h: jax.Array,
+    decision: Decision,
+    multiplier: jax.Array,
+    margin: jax.Array | float | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """Compute (20) and (25), E{ sum beta [p t + eps (1 - a) B C f^2] + lambda sum H(t' - t) }.
 
-    The printed formulas drop B C f^2, which (17) has.
+    The printed formulas drop B C f^2, which (17) has. With a margin the penalty is on
+    H(t' - (1 - margin) t): a network meets t' = t up to an error of its own, and the mean (18)
+    hardly feels the small excess that breaks C5.
 
     Args:
         system: the physics.
         h: amplitude gains ``[N, K]`` [-].
         decision: the network's, ``[N, K]`` leaves.
         multiplier: lambda ``[]`` [J/s].
+        margin: part of each slot time to leave free ``[]`` [-]. None is 0, and (18) as printed
+            to the last bit.
 
     Returns:
         The loss ``[]`` [J] and metrics: "energy" [J], "violation" E sum H, (22) [s],
@@ -167,7 +176,8 @@ def penalised_loss(
         used = sy.transmit_time(system, h, offload, power)
         paid = system.weight * power * time + (1 - offload) * sy.local_energy(system)
         energy = jnp.sum(jnp.where(system.active, paid, 0.0))
-        violation = jnp.sum(jnp.where(system.active, hinge(used - time), 0.0))
+        allowed = time if margin is None else (1 - margin) * time
+        violation = jnp.sum(jnp.where(system.active, hinge(used - allowed), 0.0))
         return energy, violation, jnp.sum(used) <= system.slot
 
     energy, violation, on_time = (jnp.mean(x) for x in jax.vmap(one)(h, decision))
@@ -325,6 +335,8 @@ def check_config(config: TrainConfig) -> TrainConfig:
         raise ValueError(f"config.hidden must be widths of at least 1; got {config.hidden}")
     for name in (*own, "final_learning_rate", "multiplier"):
         sy.require(f"config.{name}", getattr(config, name), 0.0, included=True)
+    if config.margin is not None and not 0 <= config.margin < 1:
+        raise ValueError(f"config.margin must be at least 0 and below 1; got {config.margin}")
     if config.batch_size > config.num_channels:
         raise ValueError(
             f"config.batch_size must be at most num_channels, {config.num_channels}; "
@@ -442,7 +454,7 @@ def _descend(
             config.network(), variables, system, batch, role,
             slope=config.slope, scaling=config.input_scaling, train=train,
         )  # fmt: skip
-        value, metrics = penalised_loss(system, batch, decision, learner.multiplier)
+        value, metrics = penalised_loss(system, batch, decision, learner.multiplier, config.margin)
         # In units of a local task the loss is of order one, whatever the system.
         return value / (local_power(system) * system.slot), (stats, metrics | {"loss": value})
 
