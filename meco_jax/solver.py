@@ -222,8 +222,9 @@ def _run(*arguments: Any) -> Solution:
 
     Each holds some 50 MB and 200 to 500 memory mappings, of which Linux grants 65 530.
     """
-    if _solve._cache_size() >= MOST_PROGRAMS:
-        _solve.clear_cache()
+    compiled: Any = _solve
+    if compiled._cache_size() >= MOST_PROGRAMS:
+        compiled.clear_cache()
     return _solve(*arguments)
 
 
