@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -51,7 +52,8 @@ def load_policy(path: str | os.PathLike[str]) -> Policy | GeneralPolicy:
     """Load a policy, and run no code of the file.
 
     Every array's name, shape, type and checksum is checked, all values are finite, a system is
-    in its range. What the file unpacks to is known before anything is unpacked.
+    in its range. What the file unpacks to is known before anything is unpacked. Its arrays are
+    float32 or float64, all the same, and become what JAX runs in.
 
     Raises:
         ValueError: if the file is no policy, is damaged, or holds a value out of its range.
@@ -67,7 +69,11 @@ def load_policy(path: str | os.PathLike[str]) -> Policy | GeneralPolicy:
             settings = json.loads(str(_read(archive, members.pop("settings"))))
             found = {name: _header(archive, member)[:2] for name, member in members.items()}
             wanted = _wanted(settings, found)
-            expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(wanted).items()}
+            kind = _precision(found)
+            expected = {
+                name: (leaf.shape, kind if jnp.issubdtype(leaf.dtype, np.floating) else leaf.dtype)
+                for name, leaf in _leaves(wanted).items()
+            }
             for name in sorted(expected.keys() | found.keys()):
                 if expected.get(name) != found.get(name):
                     raise _MismatchError(
@@ -116,16 +122,30 @@ def _header(
     return shape, kind, "F" if in_columns else "C", start
 
 
+def _precision(found: dict[str, Any]) -> np.dtype:
+    """Tell the type of a file's floating-point arrays by its first one; float32 without any."""
+    for name in sorted(found):
+        if (kind := found[name][1]) in (np.float32, np.float64):
+            return np.dtype(kind)
+    return np.dtype(np.float32)
+
+
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Read an array, as many bytes as the archive says; at the last the checksum is checked."""
+    """Read an array, as many bytes as the archive says; at the last the checksum is checked.
+
+    Floating-point numbers are taken to the precision that JAX runs in.
+    """
     shape, kind, order, start = _header(archive, member)
     with archive.open(member) as file:
         content = file.read(member.file_size)
         if len(content) < member.file_size:
             raise ValueError(f"{member.filename} is cut off")
     array = np.frombuffer(content, kind, offset=start).reshape(shape, order=order).copy()
-    if np.issubdtype(kind, np.floating) and not np.all(np.isfinite(array)):
-        raise ValueError(f"{member.filename} must hold finite numbers")
+    if np.issubdtype(kind, np.floating):
+        with np.errstate(over="ignore"):  # found below
+            array = array.astype(jnp.result_type(float))
+        if not np.all(np.isfinite(array)):
+            raise ValueError(f"{member.filename} must hold finite {array.dtype} numbers")
     return array
 
 

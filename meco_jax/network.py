@@ -144,11 +144,19 @@ def features(system: System, h: jax.Array, scaling: str = "log") -> jax.Array:
 
 
 def init_variables(network: Network, key: jax.Array, num_devices: int) -> Variables:
-    """Initialise the branches of both roles from a consumed ``key``."""
-    x = jnp.zeros((1, num_devices))
+    """Initialise the branches of both roles from a consumed ``key``.
+
+    The same float32 numbers in every precision, widened.
+    """
+    x = jnp.zeros((1, num_devices), jnp.float32)
     teacher = network.init(key, x, "teacher", False)
     student = network.init(key, x, "student", False)
-    return {kind: teacher[kind] | student[kind] for kind in ("params", "batch_stats")}
+    return widen({kind: teacher[kind] | student[kind] for kind in ("params", "batch_stats")})
+
+
+def widen(variables: Variables) -> Variables:
+    """Take a network's arrays to the precision that JAX runs in."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.result_type(float)), variables)
 
 
 def decide(

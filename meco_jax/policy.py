@@ -30,7 +30,7 @@ from meco_jax.allocation import (
     relax,
 )
 from meco_jax.files import write_atomically
-from meco_jax.network import Variables
+from meco_jax.network import Variables, widen
 from meco_jax.schemes import best_head, cheapest
 from meco_jax.system import System
 
@@ -87,7 +87,7 @@ class DeviceNetwork(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, usable: jax.Array) -> jax.Array:
         """Map features ``[K, F]`` and usable devices ``[K]`` to scores ``[K]``: send above 0."""
-        inputs, number = x, jnp.maximum(jnp.sum(usable), 1)
+        inputs, number = x, jnp.maximum(jnp.sum(usable), 1).astype(x.dtype)
         for _ in range(self.rounds):
             x = nn.relu(nn.Dense(self.width)(x))
             seen = jnp.where(usable[:, None], x, 0.0)
@@ -101,8 +101,9 @@ class DeviceNetwork(nn.Module):
 
 
 def init_params(network: DeviceNetwork, key: jax.Array) -> Variables:
-    """Initialise a network from a consumed ``key``."""
-    return dict(network.init(key, jnp.zeros((1, FEATURES)), jnp.ones(1, bool)))
+    """Initialise a network from a consumed ``key``: the same numbers in every precision."""
+    x = jnp.zeros((1, FEATURES), jnp.float32)
+    return widen(dict(network.init(key, x, jnp.ones(1, bool))))
 
 
 class GeneralPolicy(struct.PyTreeNode):

@@ -92,7 +92,8 @@ def make_grid(axes: Mapping[str, Sequence[float]]) -> Lanes:
     given = {name: column(name, 0.0) for name in SCALARS if name in axes}
     systems = sy.check_system(systems.replace(active=active, **given))
     padded = {name: np.where(active, getattr(systems, name), 0) for name in sy.PER_DEVICE}
-    settings = {name: column(name, 0.0).astype(np.float32) for name in NUMBERS if name in axes}
+    kind = jnp.result_type(float)
+    settings = {name: column(name, 0.0).astype(kind) for name in NUMBERS if name in axes}
     return Lanes(points, sy.check_system(systems.replace(**padded)), train_seeds, settings)
 
 
@@ -237,7 +238,7 @@ def lane_batch_size(lanes: Lanes, config: TrainConfig) -> int:
 
 def lane_key(seed: jax.Array | int, draw: str) -> jax.Array:
     """Key of a lane's "bcos" or "pcos" training, or of its "test" channels."""
-    return jax.random.fold_in(jax.random.key(seed), DRAWS[draw])
+    return jax.random.fold_in(sy.as_key("seed", seed), DRAWS[draw])
 
 
 def take_lane(policies: Policy, lane: int) -> Policy:

@@ -34,6 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from meco_jax.keys import as_key
+
 PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")
 """The fields of ``System`` with one entry a device; the others are scalars."""
 
@@ -69,28 +71,28 @@ class System(struct.PyTreeNode):
 def table1(num_devices: int = 14, slot: float = 0.5, seed: int | jax.Array = 0) -> System:
     """Draw the paper's Table 1: B 100-300 KB, C 200-400, f 1-2 GHz, uniform.
 
-    Device i's task depends on (seed, i) only, so fewer devices are a prefix of more.
+    Device i's task depends on (seed, i) only, so fewer devices are a prefix of more: the same
+    float32 numbers in every precision and with every generator of JAX.
 
     Args:
         num_devices: K, at least 1.
         slot: T [s], positive.
-        seed: seed of the task data; may be traced.
+        seed: seed of the task data, or a PRNG key; may be traced.
 
     Returns:
         A ``System`` with ``[K]`` task data and Table 1's scalars.
 
     Raises:
-        ValueError: if ``num_devices`` < 1 or ``slot`` is not positive.
+        ValueError: if ``num_devices`` < 1, ``slot`` is not positive, or ``seed`` is neither.
     """
     if num_devices < 1:
         raise ValueError(f"num_devices must be at least 1; got {num_devices}")
     require("slot", slot, *SYSTEM_RANGES["slot"])
-    keys = _device_keys(jax.random.key(seed), num_devices)
-    low = jnp.array([100 * 8000.0, 200.0, 1e9])
-    high = jnp.array([300 * 8000.0, 400.0, 2e9])
-    bits, cycles, hz = jax.vmap(
-        lambda key: jax.random.uniform(key, (3,), minval=low, maxval=high), out_axes=1
-    )(keys)
+    keys = _device_keys(as_key("seed", seed), num_devices)
+    low = jnp.array([100 * 8000.0, 200.0, 1e9], jnp.float32)
+    high = jnp.array([300 * 8000.0, 400.0, 2e9], jnp.float32)
+    draw = jax.vmap(lambda key: jax.random.uniform(key, (3,), jnp.float32, low, high), out_axes=1)
+    bits, cycles, hz = draw(keys).astype(jnp.result_type(float))
     return System(
         task_bits=bits,
         cycles_per_bit=cycles,
@@ -101,22 +103,27 @@ def table1(num_devices: int = 14, slot: float = 0.5, seed: int | jax.Array = 0) 
     )
 
 
-def sample_channels(key: jax.Array, system: System, num: int) -> jax.Array:
+def sample_channels(key: jax.Array | int, system: System, num: int) -> jax.Array:
     """Draw Rayleigh amplitude gains with E[h^2] = ``mean_gain``.
 
     Device i's column depends on (key, i) only, so padding devices changes no other gain.
-    The power gain is -log1p(-u) of uniform draws: the same numbers on every JAX version.
+    The power gain is -log1p(-u) of uniform draws, float32 in every precision: the same numbers
+    on every JAX version and with every generator.
 
     Args:
-        key: PRNG key, consumed.
+        key: PRNG key, consumed, or a seed.
         system: gives K and ``mean_gain`` [-].
         num: number of channels.
 
     Returns:
         Gains ``[num, K]`` [-].
+
+    Raises:
+        ValueError: if ``key`` is neither.
     """
-    keys = _device_keys(key, system.num_devices)
-    uniform = jax.vmap(lambda k: jax.random.uniform(k, (num,)), out_axes=1)(keys)  # [num, K]
+    keys = _device_keys(as_key("key", key), system.num_devices)
+    draw = jax.vmap(lambda k: jax.random.uniform(k, (num,), jnp.float32), out_axes=1)
+    uniform = draw(keys).astype(jnp.result_type(float))  # [num, K]
     return jnp.sqrt(-jnp.log1p(-uniform) * system.mean_gain)
 
 

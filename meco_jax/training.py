@@ -159,7 +159,7 @@ def penalised_loss(
 def train(
     system: System,
     *,
-    key: jax.Array,
+    key: jax.Array | int,
     config: TrainConfig | None = None,
     report: Report | None = None,
 ) -> tuple[Policy, History]:
@@ -167,7 +167,7 @@ def train(
 
     Args:
         system: the physics; the tasks stay fixed, the network sees the gains only.
-        key: PRNG key, consumed.
+        key: PRNG key, consumed, or a seed.
         config: the settings, ``TrainConfig()`` by default.
         report: called after every chunk with the number of steps done and the metrics.
 
@@ -176,11 +176,12 @@ def train(
         over the chunk's last epoch.
 
     Raises:
-        ValueError: if a value of the system or the configuration is out of its range.
+        ValueError: if ``key`` is neither, or a value of the system or the configuration is out
+            of its range.
     """
     config = check_config(config or TrainConfig())
     system = sy.check_system(system)
-    run = _start(key, system, config)
+    run = _start(sy.as_key("key", key), system, config)
     run, history = train_loop(lambda *at: _advance(*at, system, config), run, config, report)
     return make_policy(run.state, system, config), history
 

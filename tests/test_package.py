@@ -6,9 +6,9 @@ import meco_jax
 PACKAGE = Path(meco_jax.__file__).parent
 # fmt: off
 ORDER = (
-    "files", "system", "allocation", "schemes", "optimal", "network", "policy", "checkpoint",
-    "store", "gradients", "training", "policy_training", "sweep", "solver", "evaluation",
-    "figures",
+    "files", "keys", "system", "allocation", "schemes", "optimal", "network", "policy",
+    "checkpoint", "store", "gradients", "training", "policy_training", "sweep", "solver",
+    "evaluation", "figures",
 )
 # fmt: on
 
