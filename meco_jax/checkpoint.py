@@ -20,6 +20,7 @@ from meco_jax import system as sy
 from meco_jax.files import write_atomically
 from meco_jax.network import Network, Policy, init_variables
 from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
+from meco_jax.settings import moves_data
 
 FORMAT, GENERAL_FORMAT = "meco_jax policy 1", "meco_jax general policy 1"
 PRETRAINED = "pretrained.npz"
@@ -31,6 +32,7 @@ CHOICES = {
 }
 
 
+@moves_data
 def save_policy(
     path: str | os.PathLike[str], policy: Policy | GeneralPolicy, origin: str = ""
 ) -> None:
@@ -48,6 +50,7 @@ def save_policy(
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
+@moves_data
 def load_policy(path: str | os.PathLike[str]) -> Policy | GeneralPolicy:
     """Load a policy, and run no code of the file.
 
@@ -159,6 +162,7 @@ def _fill(wanted: Policy | GeneralPolicy, arrays: dict[str, np.ndarray]) -> Poli
 
 
 @functools.cache
+@moves_data
 def pretrained() -> GeneralPolicy:
     """Return the general policy that is shipped with the package, which ``solve`` uses."""
     policy = load_policy(Path(__file__).parent / PRETRAINED)

@@ -18,6 +18,7 @@ from flax import struct
 
 from meco_jax import system as sy
 from meco_jax.allocation import FIT_TOLERANCE, Solution, link, relax
+from meco_jax.settings import moves_data
 from meco_jax.system import System
 
 Role = Literal["teacher", "student"]
@@ -212,6 +213,7 @@ class Policy(struct.PyTreeNode):
     role: Role = struct.field(pytree_node=False, default="student")
     scaling: str = struct.field(pytree_node=False, default="log")
 
+    @moves_data
     def __call__(self, h: jax.Array) -> Solution:
         """Return the network's own (a, p, t), its constraints only as good as it learned.
 

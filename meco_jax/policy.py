@@ -63,7 +63,8 @@ def device_features(link: Link, forced: jax.Array, relaxed: Relaxed) -> jax.Arra
             sends = usable & (forced | (cost < link.local))
         columns += [_tame_log(link.local / cost), _tame_log(8 * shares[-1])]
     least = link.min_time / link.slot
-    columns += [forced, usable, relaxed.offload, _tame_log(8 * least)]
+    flags = [forced.astype(least.dtype), usable.astype(least.dtype)]
+    columns += [*flags, relaxed.offload, _tame_log(8 * least)]
     slack = 1 - jnp.sum(jnp.where(sends, shares[0], 0.0))
     everywhere = (
         _tame(4 * slack),
@@ -71,7 +72,7 @@ def device_features(link: Link, forced: jax.Array, relaxed: Relaxed) -> jax.Arra
         jnp.sum(jnp.where(sends, least, 0.0)),
         jnp.sum(jnp.where(forced & usable, least, 0.0)),
         _tame_log(relaxed.bound / whole),
-        _tame_log(jnp.sum(usable)),
+        _tame_log(jnp.sum(usable, dtype=least.dtype)),
     )
     columns += [jnp.broadcast_to(x, usable.shape) for x in everywhere]
     return jnp.stack([jnp.where(usable, x, 0.0) for x in columns], axis=-1)

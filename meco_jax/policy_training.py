@@ -22,6 +22,7 @@ from flax import struct
 from meco_jax import gradients as gr
 from meco_jax import system as sy
 from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
+from meco_jax.settings import moves_data
 from meco_jax.store import RunStore
 from meco_jax.system import System, table1
 from meco_jax.training import History, Metrics, Report, cosine_adam, train_loop
@@ -30,6 +31,7 @@ LOG_BASES = (2.0, math.e, 10.0)
 Sample = Callable[[jax.Array, int, int], tuple[System, jax.Array]]  # as ``sample_systems``
 
 
+@moves_data
 def sample_systems(key: jax.Array | int, num: int, num_devices: int) -> tuple[System, jax.Array]:
     """Draw systems and one channel of each: up to ``num_devices`` devices, the rest padding.
 
@@ -78,7 +80,7 @@ def sample_systems(key: jax.Array | int, num: int, num_devices: int) -> tuple[Sy
         cycles_per_bit=wild("cycles_per_bit", 50.0, 1000.0),
         cpu_hz=wild("cpu_hz", 5e8, 4e9),
         weight=jnp.where(plain, 1.0, spread(0.2, 5.0)),
-        active=jnp.arange(num_devices)[None] < number,
+        active=jnp.arange(num_devices, dtype=number.dtype)[None] < number,
         slot=spread(0.2, 2.0, each)[:, 0],
         bandwidth=jnp.where(known, 1e7, bandwidth)[:, 0],
         log_base=_choice(next(keys), LOG_BASES, num),
@@ -116,6 +118,7 @@ class PolicyRun(NamedTuple):
     key: jax.Array
 
 
+@moves_data
 def train_policy(
     seed: int | jax.Array = 0,
     config: PolicyConfig | None = None,
@@ -206,7 +209,7 @@ def advance_policy(
                 _sum_losses(params, cases, key, number / total, config)
                 for cases, key in zip(draws, loss_keys)
             ]
-            count = sum(jnp.sum(cases.counts) for cases in draws)
+            count = sum(jnp.sum(cases.counts, dtype=cases.offset.dtype) for cases in draws)
             means = jax.tree.map(lambda *parts: sum(parts) / count, *sums)
             return means["loss"], means
 

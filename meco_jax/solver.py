@@ -21,6 +21,7 @@ from meco_jax.allocation import Solution, allocate
 from meco_jax.checkpoint import pretrained
 from meco_jax.network import Policy
 from meco_jax.policy import LARGEST_EFFORT, GeneralPolicy
+from meco_jax.settings import moves_data
 from meco_jax.system import ArrayLike, System
 
 CHUNK_BYTES = 2**29  # working memory of a batch
@@ -35,6 +36,7 @@ METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
 }
 
 
+@moves_data
 def solve(
     h: ArrayLike,
     system: System | None = None,

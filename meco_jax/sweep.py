@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from meco_jax import system as sy
 from meco_jax.network import Policy
+from meco_jax.settings import moves_data
 from meco_jax.store import RunStore
 from meco_jax.system import System, table1
 from meco_jax.training import (
@@ -61,6 +62,7 @@ class Lanes(NamedTuple):
         return Lanes(tuple(self.points[i] for i in which), *map(take, self[1:]))
 
 
+@moves_data
 def make_grid(axes: Mapping[str, Sequence[float]]) -> Lanes:
     """Make the lanes of a full grid, the last axis fastest.
 
@@ -97,6 +99,7 @@ def make_grid(axes: Mapping[str, Sequence[float]]) -> Lanes:
     return Lanes(points, sy.check_system(systems.replace(**padded)), train_seeds, settings)
 
 
+@moves_data
 def train_grid(
     lanes: Lanes,
     config: TrainConfig | None = None,

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from meco_jax.keys import as_key
+from meco_jax.settings import as_key, moves_data
 
 PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")
 """The fields of ``System`` with one entry a device; the others are scalars."""
@@ -68,6 +68,7 @@ class System(struct.PyTreeNode):
         return jnp.shape(self.task_bits)[-1]
 
 
+@moves_data
 def table1(num_devices: int = 14, slot: float = 0.5, seed: int | jax.Array = 0) -> System:
     """Draw the paper's Table 1: B 100-300 KB, C 200-400, f 1-2 GHz, uniform.
 
@@ -103,6 +104,7 @@ def table1(num_devices: int = 14, slot: float = 0.5, seed: int | jax.Array = 0) 
     )
 
 
+@moves_data
 def sample_channels(key: jax.Array | int, system: System, num: int) -> jax.Array:
     """Draw Rayleigh amplitude gains with E[h^2] = ``mean_gain``.
 
@@ -189,7 +191,8 @@ def required_ratio(system: System) -> jax.Array:
     late = forced(system)
     ratio = 1 - system.slot / jnp.where(late, time, 1.0)
     # Rounded up: what stays, 1 - m, must be done in time even where it is tiny.
-    ratio += jax.lax.stop_gradient(jnp.nextafter(ratio, jnp.ones_like(ratio)) - ratio)
+    rounded = jax.lax.stop_gradient(ratio)  # first, since nextafter has no derivative
+    ratio += jnp.nextafter(rounded, jnp.ones_like(rounded)) - rounded
     return jnp.where(late, ratio, 0.0)
 
 

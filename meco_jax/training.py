@@ -20,6 +20,7 @@ from meco_jax import network as nw
 from meco_jax import system as sy
 from meco_jax.allocation import fits, link
 from meco_jax.network import Decision, Network, Policy, Role
+from meco_jax.settings import moves_data
 from meco_jax.system import System
 
 Metrics = dict[str, jax.Array]
@@ -156,6 +157,7 @@ def penalised_loss(
     return energy + multiplier * violation, metrics
 
 
+@moves_data
 def train(
     system: System,
     *,
@@ -268,7 +270,7 @@ def advance(
         order = jax.random.permutation(order_key, config.num_channels)
         shape = (config.steps_per_epoch, config.batch_size)
         batches = channels[order[: shape[0] * shape[1]].reshape(shape)]
-        frozen = number >= config.frozen_after * config.epochs
+        frozen = number.astype(channels.dtype) >= config.frozen_after * config.epochs
         step = partial(alternating_step, system=system, config=config, frozen=frozen)
         state, metrics = jax.lax.scan(step, state, batches)
         return state, jax.tree.map(jnp.mean, metrics)
@@ -322,7 +324,7 @@ def check_config(config: TrainConfig) -> TrainConfig:
 def local_power(system: System) -> jax.Array:
     """Mean weighted energy of a local task over the slot, mean(e) / T: the unit of lambda [W]."""
     local = jnp.where(system.active, sy.local_energy(system), 0.0)
-    return jnp.sum(local) / (jnp.sum(system.active) * system.slot)
+    return jnp.sum(local) / (jnp.sum(system.active, dtype=local.dtype) * system.slot)
 
 
 def init_state(key: jax.Array, system: System, config: TrainConfig) -> TrainState:
@@ -455,4 +457,10 @@ def cosine_adam(config: Schedule) -> optax.GradientTransformation:
         final = config.final_learning_rate
         return config.learning_rate * (final + (1 - final) * fall)
 
-    return optax.adam(rate)
+    adam = optax.adam(rate)
+
+    def update(*arguments: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):  # optax counts on it
+            return adam.update(*arguments)
+
+    return optax.GradientTransformation(adam.init, update)

@@ -6,7 +6,7 @@ import meco_jax
 PACKAGE = Path(meco_jax.__file__).parent
 # fmt: off
 ORDER = (
-    "files", "keys", "system", "allocation", "schemes", "optimal", "network", "policy",
+    "files", "settings", "system", "allocation", "schemes", "optimal", "network", "policy",
     "checkpoint", "store", "gradients", "training", "policy_training", "sweep", "solver",
     "evaluation", "figures",
 )

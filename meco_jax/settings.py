@@ -1,4 +1,4 @@
-"""Seeds and PRNG keys whose draws depend on them alone, however JAX is set.
+"""What makes a call mean the same however JAX is set.
 
 The library draws by Threefry, whatever the default generator is. A key's bits are hashes of
 their places, so that ``jax_threefry_partitionable`` and ``jax.vmap`` change none of them; they
@@ -7,16 +7,36 @@ are JAX's own of its default settings. Draws are float32 in every precision, and
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import random as jer
 
+Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
 _THREEFRY = jer.threefry_prng_impl
 _SPREAD = np.uint32(0x9E3779B9)  # odd: no two words of a key become one
+
+
+def moves_data(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let a call move its caller's numbers to the device and back under ``jax_transfer_guard``.
+
+    That is what the call is for: the guard looks for transfers that nobody asked for.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        config = jax.config
+        if not (config.jax_transfer_guard_host_to_device or config.jax_transfer_guard_device_to_host):
+            return function(*args, **kwargs)  # sooner by 8 us
+        with jax.transfer_guard("allow"):
+            return function(*args, **kwargs)
+
+    return call
 
 
 def as_key(name: str, key: Any) -> jax.Array:
@@ -38,7 +58,7 @@ def as_key(name: str, key: Any) -> jax.Array:
     """
     shape, dtype = getattr(key, "shape", None), getattr(key, "dtype", None)
     if type(key) is int or isinstance(key, np.integer):
-        words = jax.device_put(np.array([0, int(key) % 2**32], np.uint32))
+        words = jnp.asarray(np.array([0, int(key) % 2**32], np.uint32))
     elif shape == () and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         words = jax.random.key_data(key).ravel()
     elif shape == () and jnp.issubdtype(dtype, np.integer):
