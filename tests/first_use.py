@@ -1,0 +1,174 @@
+"""Calls the library in a fresh process and saves the answers: run by test_first_use.py.
+
+``python first_use.py OUTPUT SETUP CASE...`` with a name of ``SETUPS`` and names of ``CASES``.
+"""
+
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import meco_jax as mj
+from meco_jax import sweep
+from meco_jax.policy import DeviceNetwork
+
+METHODS = ("mcos", "mcos_partial", "pcos", "optimal", "bcos")
+TINY = mj.TrainConfig(num_channels=24, batch_size=12, epochs=2, chunk_epochs=1, hidden=(4,))
+GENERAL = mj.PolicyConfig(
+    batches=((4, 4),), network=DeviceNetwork(4, 1), steps_per_epoch=2, epochs=2
+)
+
+
+def instance(number=4):
+    """Feasible channels of one system, in NumPy: some devices must send, some had better not."""
+    rng = np.random.default_rng(0)
+    system = mj.System(
+        task_bits=np.float32([9e5, 2e6, 1.2e6, 2.3e6]),
+        cycles_per_bit=np.float32([210, 390, 300, 250]),
+        cpu_hz=np.float32([1.9e9, 1.1e9, 1.3e9, 1.7e9]),
+        weight=np.float32([1, 1, 0.5, 2]),
+        active=np.ones(4, bool),
+    )
+    return np.sqrt(1e-6 * rng.uniform(0.1, 2, (number, 4))).astype(np.float32), system
+
+
+def keep(leaf):
+    """As it is: NumPy, as most callers have it."""
+    return leaf
+
+
+place_gains = place_system = keep  # set by SETUPS: where the arrays lie
+
+
+def energy(h, system, method):
+    return jnp.sum(mj.solve(h, system, method=method).energy)
+
+
+def answers(method):
+    """The answer, and its gradient for the gains and the slot."""
+    h, system = instance()
+    h, system = place_gains(h), place_system(system)
+    by_h = jax.grad(energy)(jax.device_put(h), system, method)
+    by_slot = jax.grad(lambda slot: energy(h, system.replace(slot=slot), method))(jax.device_put(0.5))
+    return {"solution": mj.solve(h, system, method=method), "h": by_h, "slot": by_slot}
+
+
+def one_channel():
+    """One channel alone takes another way through the library."""
+    h, system = instance()
+    return {m: mj.solve(place_gains(h[0]), place_system(system), method=m) for m in METHODS}
+
+
+def training(scheme):
+    h, system = instance()
+    config = TINY.replace(scheme=scheme)
+    policy, history = mj.train(place_system(system), key=0, config=config)
+    h = place_gains(h)
+    return {"history": history, "raw": policy(h).energy, "solution": mj.solve(h, policy=policy)}
+
+
+def general_training():
+    h, system = instance()
+    policy, history = mj.train_policy(0, GENERAL)
+    return {"history": history, "solution": mj.solve(place_gains(h), system, policy=policy)}
+
+
+def grid():
+    lanes = mj.make_grid({"num_devices": [2, 3], "seed": [4], "multiplier": [3.0]})
+    policies, history = {}, {}
+    for scheme in ("bcos", "pcos"):
+        policies[scheme], history[scheme] = mj.train_grid(lanes, TINY.replace(scheme=scheme))
+    outcomes = mj.evaluate_grid(policies, lanes, 8)
+    energies = {name: outcome.energy for name, outcome in outcomes.items()}
+    return {"systems": lanes.systems, "history": history, "energies": energies}
+
+
+def draws():
+    """What depends on seeds and keys alone, and does so under vmap, and for every kind of key."""
+    system = mj.table1(3, seed=5)
+    lanes = mj.make_grid({"num_devices": [3], "seed": [5, 6]})
+    np.testing.assert_array_equal(lanes.systems.task_bits[0], system.task_bits)
+    gains = mj.sample_channels(7, system, 6)
+    keys = [jax.random.key(7, impl=impl) for impl in ("threefry2x32", "rbg", "unsafe_rbg")]
+    for key in (*keys, jax.random.PRNGKey(7), jax.random.key(7), np.int64(7)):
+        np.testing.assert_array_equal(mj.sample_channels(key, system, 6), gains)
+    for impl in ("threefry2x32", "rbg", "unsafe_rbg"):
+        own = [jax.random.fold_in(jax.random.key(7, impl=impl), n) for n in range(2)]
+        together = jax.vmap(lambda key: mj.sample_channels(key, system, 6))(jnp.stack(own))
+        for key, mine in zip(own, together):
+            np.testing.assert_array_equal(mj.sample_channels(key, mj.table1(2), 6), mine[:, :2])
+    return {
+        "systems": lanes.systems,
+        "gains": gains,
+        "wild": mj.sample_systems(3, 20, 5),
+        "negative": mj.table1(2, seed=-1),
+        "lane": mj.sample_channels(sweep.lane_key(9, "test"), system, 4),
+    }
+
+
+CASES = {
+    **{method: lambda method=method: answers(method) for method in METHODS},
+    "one channel": one_channel,
+    "bcos training": lambda: training("bcos"),
+    "pcos training": lambda: training("pcos"),
+    "general training": general_training,
+    "grid": grid,
+    "draws": draws,
+}
+
+
+def on_second_device():
+    """Put gains and system on a device that is not the first, committed."""
+    global place_gains, place_system
+    place_gains = place_system = lambda tree: jax.device_put(tree, jax.devices()[1])
+
+
+def spread(number, axis="batch"):
+    """Spread the channels over some of the devices; the system stays in NumPy."""
+    global place_gains
+    mesh = Mesh(np.array(jax.devices()[:number]), (axis,))
+    whole, parts = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((), (axis,)))
+    place_gains = lambda h: jax.device_put(h, parts if h.ndim > 1 else whole)
+
+
+def unevenly():
+    """Three of four devices, and a batch that they cannot share evenly: it is replicated."""
+    global place_gains
+    spread(2)
+    even = place_gains
+    place_gains = lambda h: even(h)[:3] if h.ndim > 1 else even(h)
+
+
+def ambient_mesh():
+    """A mesh for the whole process, as programs that shard by hand set it up."""
+    jax.set_mesh(jax.make_mesh((jax.device_count(),), ("batch",)))
+
+
+SETUPS = {
+    "plain": lambda: None,
+    "second device": on_second_device,
+    "default device": lambda: jax.config.update("jax_default_device", jax.devices()[1]),
+    "2 of 4": lambda: spread(2),
+    "4 of 4": lambda: spread(4),
+    "unevenly": unevenly,
+    "ambient mesh": ambient_mesh,
+}
+
+
+def main(output, setup, *names):
+    warnings.simplefilter("error")
+    SETUPS[setup]()
+    found = {}
+    for name in names:
+        leaves, _ = jax.tree_util.tree_flatten_with_path(CASES[name]())
+        for path, leaf in leaves:
+            found[name + jax.tree_util.keystr(path)] = jax.device_get(leaf)
+        print(name, flush=True)
+    np.savez(output, **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
