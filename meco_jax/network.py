@@ -200,7 +200,8 @@ def decide(
         return Decision(offload, output_power(power, system.max_power), time)
 
     x = jax.vmap(lambda h: features(system, h, scaling))(h)
-    outputs, updated = network.apply(variables, x, role, train, mutable=["batch_stats"])
+    with jax.numpy_dtype_promotion("standard"):  # Flax counts on it
+        outputs, updated = network.apply(variables, x, role, train, mutable=["batch_stats"])
     return jax.vmap(activate)(*outputs), updated["batch_stats"]
 
 

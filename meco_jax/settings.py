@@ -31,7 +31,9 @@ def moves_data(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         config = jax.config
-        if not (config.jax_transfer_guard_host_to_device or config.jax_transfer_guard_device_to_host):
+        if not (
+            config.jax_transfer_guard_host_to_device or config.jax_transfer_guard_device_to_host
+        ):
             return function(*args, **kwargs)  # sooner by 8 us
         with jax.transfer_guard("allow"):
             return function(*args, **kwargs)

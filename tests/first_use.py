@@ -35,12 +35,8 @@ def instance(number=4):
     return np.sqrt(1e-6 * rng.uniform(0.1, 2, (number, 4))).astype(np.float32), system
 
 
-def keep(leaf):
-    """As it is: NumPy, as most callers have it."""
-    return leaf
-
-
-place_gains = place_system = keep  # set by SETUPS: where the arrays lie
+# Where gains and system lie: NumPy as most callers have it, or as SETUPS say.
+place = {"gains": lambda h: h, "system": lambda system: system}
 
 
 def energy(h, system, method):
@@ -50,30 +46,32 @@ def energy(h, system, method):
 def answers(method):
     """The answer, and its gradient for the gains and the slot."""
     h, system = instance()
-    h, system = place_gains(h), place_system(system)
+    h, system = place["gains"](h), place["system"](system)
     by_h = jax.grad(energy)(jax.device_put(h), system, method)
-    by_slot = jax.grad(lambda slot: energy(h, system.replace(slot=slot), method))(jax.device_put(0.5))
+    by_slot = jax.grad(lambda slot: energy(h, system.replace(slot=slot), method))(
+        jax.device_put(0.5)
+    )
     return {"solution": mj.solve(h, system, method=method), "h": by_h, "slot": by_slot}
 
 
 def one_channel():
     """One channel alone takes another way through the library."""
     h, system = instance()
-    return {m: mj.solve(place_gains(h[0]), place_system(system), method=m) for m in METHODS}
+    return {m: mj.solve(place["gains"](h[0]), place["system"](system), method=m) for m in METHODS}
 
 
 def training(scheme):
     h, system = instance()
     config = TINY.replace(scheme=scheme)
-    policy, history = mj.train(place_system(system), key=0, config=config)
-    h = place_gains(h)
+    policy, history = mj.train(place["system"](system), key=0, config=config)
+    h = place["gains"](h)
     return {"history": history, "raw": policy(h).energy, "solution": mj.solve(h, policy=policy)}
 
 
 def general_training():
     h, system = instance()
     policy, history = mj.train_policy(0, GENERAL)
-    return {"history": history, "solution": mj.solve(place_gains(h), system, policy=policy)}
+    return {"history": history, "solution": mj.solve(place["gains"](h), system, policy=policy)}
 
 
 def grid():
@@ -122,38 +120,28 @@ CASES = {
 
 def on_second_device():
     """Put gains and system on a device that is not the first, committed."""
-    global place_gains, place_system
-    place_gains = place_system = lambda tree: jax.device_put(tree, jax.devices()[1])
+    place["gains"] = place["system"] = lambda tree: jax.device_put(tree, jax.devices()[1])
 
 
-def spread(number, axis="batch"):
-    """Spread the channels over some of the devices; the system stays in NumPy."""
-    global place_gains
-    mesh = Mesh(np.array(jax.devices()[:number]), (axis,))
-    whole, parts = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((), (axis,)))
-    place_gains = lambda h: jax.device_put(h, parts if h.ndim > 1 else whole)
-
-
-def unevenly():
-    """Three of four devices, and a batch that they cannot share evenly: it is replicated."""
-    global place_gains
-    spread(2)
-    even = place_gains
-    place_gains = lambda h: even(h)[:3] if h.ndim > 1 else even(h)
+def spread(number, *axes):
+    """Spread the gains over some of the devices, by channels or by mobile devices."""
+    mesh = Mesh(np.array(jax.devices()[:number]), ("part",))
+    sharding = lambda h: NamedSharding(mesh, PartitionSpec(*axes[-h.ndim :]))  # noqa: E731
+    place["gains"] = lambda h: jax.device_put(h, sharding(h))
 
 
 def ambient_mesh():
     """A mesh for the whole process, as programs that shard by hand set it up."""
-    jax.set_mesh(jax.make_mesh((jax.device_count(),), ("batch",)))
+    jax.set_mesh(jax.make_mesh((jax.device_count(),), ("part",)))
 
 
 SETUPS = {
     "plain": lambda: None,
     "second device": on_second_device,
     "default device": lambda: jax.config.update("jax_default_device", jax.devices()[1]),
-    "2 of 4": lambda: spread(2),
-    "4 of 4": lambda: spread(4),
-    "unevenly": unevenly,
+    "2 of 4": lambda: spread(2, "part", None),
+    "4 of 4": lambda: spread(4, "part", None),
+    "over K": lambda: spread(4, None, "part"),
     "ambient mesh": ambient_mesh,
 }
 
