@@ -22,7 +22,7 @@ from flax import struct
 from meco_jax import gradients as gr
 from meco_jax import system as sy
 from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
-from meco_jax.settings import moves_data
+from meco_jax.settings import as_key, moves_data
 from meco_jax.store import RunStore
 from meco_jax.system import System, table1
 from meco_jax.training import History, Metrics, Report, cosine_adam, train_loop
@@ -50,7 +50,7 @@ def sample_systems(key: jax.Array | int, num: int, num_devices: int) -> tuple[Sy
     Raises:
         ValueError: if ``key`` is neither.
     """
-    keys = iter(jax.random.split(sy.as_key("key", key), 16))
+    keys = iter(jax.random.split(as_key("key", key), 16))
     each, device = (num, 1), (num, num_devices)
 
     def uniform(shape: tuple[int, int], low: float = 0.0, high: float = 1.0) -> jax.Array:
@@ -148,7 +148,7 @@ def train_policy(
         OSError: if a checkpoint cannot be written; those before stay.
     """
     config = _check(config or PolicyConfig())
-    key = sy.as_key("seed", seed)
+    key = as_key("seed", seed)
     run = start_policy(key, config)
     step = lambda run, epoch: advance_policy(run, epoch, config)  # noqa: E731
     if folder is None:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import random as jer
 
+GUARDS = "jax_transfer_guard_host_to_device", "jax_transfer_guard_device_to_host"
 Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
 _THREEFRY = jer.threefry_prng_impl
 _SPREAD = np.uint32(0x9E3779B9)  # odd: no two words of a key become one
@@ -30,10 +31,7 @@ def moves_data(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        config = jax.config
-        if not (
-            config.jax_transfer_guard_host_to_device or config.jax_transfer_guard_device_to_host
-        ):
+        if not any(getattr(jax.config, name) for name in GUARDS):
             return function(*args, **kwargs)  # sooner by 8 us
         with jax.transfer_guard("allow"):
             return function(*args, **kwargs)
@@ -58,7 +56,7 @@ def as_key(name: str, key: Any) -> jax.Array:
     Raises:
         ValueError: if it is neither one integer nor one key.
     """
-    shape, dtype = getattr(key, "shape", None), getattr(key, "dtype", None)
+    shape, dtype = getattr(key, "shape", None), getattr(key, "dtype", bool)
     if type(key) is int or isinstance(key, np.integer):
         words = jnp.asarray(np.array([0, int(key) % 2**32], np.uint32))
     elif shape == () and jnp.issubdtype(dtype, jax.dtypes.prng_key):

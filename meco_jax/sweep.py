@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from meco_jax import system as sy
 from meco_jax.network import Policy
-from meco_jax.settings import moves_data
+from meco_jax.settings import as_key, moves_data
 from meco_jax.store import RunStore
 from meco_jax.system import System, table1
 from meco_jax.training import (
@@ -241,7 +241,7 @@ def lane_batch_size(lanes: Lanes, config: TrainConfig) -> int:
 
 def lane_key(seed: jax.Array | int, draw: str) -> jax.Array:
     """Key of a lane's "bcos" or "pcos" training, or of its "test" channels."""
-    return jax.random.fold_in(sy.as_key("seed", seed), DRAWS[draw])
+    return jax.random.fold_in(as_key("seed", seed), DRAWS[draw])
 
 
 def take_lane(policies: Policy, lane: int) -> Policy:

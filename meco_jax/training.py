@@ -20,7 +20,7 @@ from meco_jax import network as nw
 from meco_jax import system as sy
 from meco_jax.allocation import fits, link
 from meco_jax.network import Decision, Network, Policy, Role
-from meco_jax.settings import moves_data
+from meco_jax.settings import as_key, moves_data
 from meco_jax.system import System
 
 Metrics = dict[str, jax.Array]
@@ -183,7 +183,7 @@ def train(
     """
     config = check_config(config or TrainConfig())
     system = sy.check_system(system)
-    run = _start(sy.as_key("key", key), system, config)
+    run = _start(as_key("key", key), system, config)
     run, history = train_loop(lambda *at: _advance(*at, system, config), run, config, report)
     return make_policy(run.state, system, config), history
 

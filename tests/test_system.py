@@ -86,7 +86,6 @@ KEYS = {
     "Python": lambda: 5,
     "NumPy": lambda: np.uint8(5),
     "an array": lambda: jnp.asarray(5),
-    "modulo 2^32": lambda: 5 - 2**32,
     "typed": lambda: jax.random.key(5),
     "raw": lambda: jax.random.PRNGKey(5),
     "raw, in NumPy": lambda: np.asarray(jax.random.PRNGKey(5)),
@@ -104,6 +103,11 @@ def test_seeds_and_keys_mean_the_same(kind):
     np.testing.assert_allclose(sample_channels(KEYS[kind](), system, 4), gains, rtol=1e-6)
     same = jax.jit(lambda key: sample_channels(key, system, 4))(KEYS[kind]())
     np.testing.assert_allclose(same, gains, rtol=1e-6)
+
+
+def test_seeds_count_modulo_two_to_the_32():
+    small, large = (sample_channels(seed, table1(2), 3) for seed in (-1, 2**40 - 1))
+    np.testing.assert_array_equal(small, large)
 
 
 def test_all_words_of_a_key_count():
