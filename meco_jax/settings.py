@@ -18,7 +18,8 @@ import numpy as np
 from jax.extend import random as jer
 
 GUARDS = "jax_transfer_guard_host_to_device", "jax_transfer_guard_device_to_host"
-Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 _THREEFRY = jer.threefry_prng_impl
 _SPREAD = np.uint32(0x9E3779B9)  # odd: no two words of a key become one
 

@@ -71,7 +71,8 @@ def training(scheme):
 def general_training():
     h, system = instance()
     policy, history = mj.train_policy(0, GENERAL)
-    return {"history": history, "solution": mj.solve(place["gains"](h), system, policy=policy)}
+    solution = mj.solve(place["gains"](h), system, policy=policy)
+    return {"loss": history["loss"], "solution": solution}
 
 
 def grid():
