@@ -239,6 +239,7 @@ def lane_batch_size(lanes: Lanes, config: TrainConfig) -> int:
     return max(1, min(len(lanes.points), LANE_BYTES * len(jax.local_devices()) // lane_bytes))
 
 
+@moves_data
 def lane_key(seed: jax.Array | int, draw: str) -> jax.Array:
     """Key of a lane's "bcos" or "pcos" training, or of its "test" channels."""
     return jax.random.fold_in(as_key("seed", seed), DRAWS[draw])
