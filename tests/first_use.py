@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import meco_jax as mj
-from meco_jax import sweep
+from meco_jax import policy_training, settings, sweep
 from meco_jax.policy import DeviceNetwork
 
 METHODS = ("mcos", "mcos_partial", "pcos", "optimal", "bcos")
@@ -75,6 +75,17 @@ def general_training():
     return {"loss": history["loss"], "solution": solution}
 
 
+def traced_training():
+    """Trace the general training alone, since it compiles slowly: its types must agree."""
+    config = policy_training._check(GENERAL)
+    run = jax.eval_shape(lambda: policy_training.start_policy(settings.as_key("seed", 0), config))
+    after, _ = jax.eval_shape(lambda run: policy_training.advance_policy(run, 0, config), run)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), run) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), after
+    )
+    return {}
+
+
 def grid():
     lanes = mj.make_grid({"num_devices": [2, 3], "seed": [4], "multiplier": [3.0]})
     policies, history = {}, {}
@@ -119,6 +130,7 @@ CASES = {
     "bcos training": lambda: training("bcos"),
     "pcos training": lambda: training("pcos"),
     "general training": general_training,
+    "traced training": traced_training,
     "grid": grid,
     "draws": draws,
 }

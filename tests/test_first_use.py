@@ -13,17 +13,16 @@ from cases import quick_environment
 
 SCRIPT = Path(__file__).with_name("first_use.py")
 FOUR = "--xla_force_host_platform_device_count=4"
-TRAINING = ("bcos training", "general training")
 ALL = ("mcos", "mcos_partial", "pcos", "optimal", "bcos", "one channel", "draws",
        "bcos training", "pcos training", "general training", "grid")  # fmt: skip
-QUICK = ("mcos", "draws", *TRAINING)
+QUICK = ("mcos", "draws", "bcos training", "traced training")
 
 # name: setup of first_use.py, cases of CI, flags of XLA, variables of the environment
 SETTINGS = {
     "float64": ("plain", QUICK, (), {"JAX_ENABLE_X64": "1"}),
-    "rbg": ("plain", QUICK, (), {
+    "rbg": ("plain", ("draws",), (), {
         "JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0"}),
-    "unsafe_rbg": ("plain", ("draws",), (), {"JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg"}),
+    "unsafe_rbg": ("plain", (), (), {"JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg"}),
     "strict": ("plain", QUICK, (), {
         "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}),
     "transfer guard": ("plain", QUICK, (), {"JAX_TRANSFER_GUARD": "disallow"}),
@@ -69,7 +68,7 @@ def plain(tmp_path_factory):
             found = first_use(folder / "plain.npz", "plain", missing)
             for path, leaf in found.items():
                 known.setdefault(path.split("[")[0], {})[path] = leaf
-        return {path: leaf for name in names for path, leaf in known[name].items()}
+        return {path: leaf for name in names for path, leaf in known.get(name, {}).items()}
 
     return answers
 
