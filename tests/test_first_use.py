@@ -66,9 +66,10 @@ def plain(tmp_path_factory):
         missing = [name for name in names if name not in known]
         if missing:
             found = first_use(folder / "plain.npz", "plain", missing)
+            known.update({name: {} for name in missing})
             for path, leaf in found.items():
-                known.setdefault(path.split("[")[0], {})[path] = leaf
-        return {path: leaf for name in names for path, leaf in known.get(name, {}).items()}
+                known[path.split("[")[0]][path] = leaf
+        return {path: leaf for name in names for path, leaf in known[name].items()}
 
     return answers
 
