@@ -342,10 +342,10 @@ def allocate(system: System, h: jax.Array, offload: jax.Array) -> Solution:
         device stays. The energy is differentiable in ``system`` and ``h`` (envelope rule),
         powers and times are constants to derivatives.
     """
-    uplinks, must = link(system, h), sy.forced(system)
+    uplinks, must = link(system, h), sy.forced(system).astype(h.dtype)
     offload = jnp.where(system.active, offload, 0.0).astype(h.dtype)
     energy, time = set_energy(uplinks, offload)
-    bound = relax(uplinks, must.astype(h.dtype)).bound
+    bound = relax(uplinks, must).bound
     energy = jnp.where(jnp.all(offload >= must), energy, jnp.inf)
     return finish(uplinks, offload, time, energy, bound)
 

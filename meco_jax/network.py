@@ -20,6 +20,7 @@ from flax import struct
 from meco_jax import system as sy
 from meco_jax.allocation import FIT_TOLERANCE, Solution, link, relax
 from meco_jax.describe import short_repr
+from meco_jax.settings import moves_data
 from meco_jax.system import System
 
 Role = Literal["teacher", "student"]
@@ -148,11 +149,19 @@ def features(system: System, h: jax.Array, scaling: str = "log") -> jax.Array:
 
 
 def init_variables(network: Network, key: jax.Array, num_devices: int) -> Variables:
-    """Initialise the branches of both roles from a consumed ``key``."""
-    x = jnp.zeros((1, num_devices))
+    """Initialise the branches of both roles from a consumed ``key``.
+
+    The same float32 numbers in every precision, widened.
+    """
+    x = jnp.zeros((1, num_devices), jnp.float32)
     teacher = network.init(key, x, "teacher", False)
     student = network.init(key, x, "student", False)
-    return {kind: teacher[kind] | student[kind] for kind in ("params", "batch_stats")}
+    return widen({kind: teacher[kind] | student[kind] for kind in ("params", "batch_stats")})
+
+
+def widen(variables: Variables) -> Variables:
+    """Take a network's arrays to the precision that JAX runs in."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.result_type(float)), variables)
 
 
 def decide(
@@ -195,7 +204,8 @@ def decide(
         return Decision(offload, output_power(power, system.max_power), time)
 
     x = jax.vmap(lambda h: features(system, h, scaling))(h)
-    outputs, updated = network.apply(variables, x, role, train, mutable=["batch_stats"])
+    with jax.numpy_dtype_promotion("standard"):  # Flax counts on it
+        outputs, updated = network.apply(variables, x, role, train, mutable=["batch_stats"])
     return jax.vmap(activate)(*outputs), updated["batch_stats"]
 
 
@@ -209,6 +219,7 @@ class Policy(struct.PyTreeNode):
     role: Role = struct.field(pytree_node=False, default="student")
     scaling: str = struct.field(pytree_node=False, default="log")
 
+    @moves_data
     def __call__(self, h: jax.Array, times: Times = "network") -> Solution:
         """Return the network's own (a, p, t), its constraints only as good as it learned.
 

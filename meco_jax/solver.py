@@ -24,6 +24,7 @@ from meco_jax.checkpoint import pretrained
 from meco_jax.checks import inside_trace, integer, is_traced, one_number, real, refuse, require
 from meco_jax.network import Policy
 from meco_jax.policy import LARGEST_EFFORT, GeneralPolicy
+from meco_jax.settings import moves_data
 from meco_jax.system import ArrayLike, System
 
 CHUNK_BYTES = 2**29  # working memory of a batch
@@ -40,6 +41,7 @@ METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
 }
 
 
+@moves_data
 def solve(
     h: ArrayLike,
     system: System | None = None,
@@ -125,6 +127,7 @@ def pcos(system: System, h: ArrayLike) -> Solution:
     return solve(h, system, "pcos")
 
 
+@moves_data
 def allocate(system: System, h: ArrayLike, offload: ArrayLike) -> Solution:
     """Give fixed decisions their optimal powers and times: P1, (6), with a fixed.
 
@@ -148,6 +151,7 @@ def allocate(system: System, h: ArrayLike, offload: ArrayLike) -> Solution:
     return _map_decisions(one_channel.allocate, h, system, offload)
 
 
+@moves_data
 def repair(system: System, h: ArrayLike, offload: ArrayLike) -> Solution:
     """Make decisions feasible and give them their optimal powers and times.
 

@@ -38,6 +38,7 @@ from flax import struct
 from meco_jax.checks import as_floats, in_range, integer, is_traced, real, refuse
 from meco_jax.checks import require as require
 from meco_jax.describe import short_repr
+from meco_jax.settings import as_key, moves_data
 from meco_jax.units import from_dbm
 
 PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")
@@ -102,30 +103,31 @@ class System(struct.PyTreeNode):
         return shape[-1]
 
 
+@moves_data
 def table1(num_devices: int = 14, slot: float = 0.5, seed: int | jax.Array = 0) -> System:
     """Draw the paper's Table 1: B 100-300 KB, C 200-400, f 1-2 GHz, uniform.
 
-    Device i's task depends on (seed, i) only, so fewer devices are a prefix of more.
+    Device i's task depends on (seed, i) only, so fewer devices are a prefix of more: the same
+    float32 numbers in every precision and with every generator of JAX.
 
     Args:
         num_devices: K, at least 1.
         slot: T [s], positive.
-        seed: seed of the task data; may be traced.
+        seed: seed of the task data, or a PRNG key; may be traced.
 
     Returns:
         A ``System`` with ``[K]`` task data and Table 1's scalars.
 
     Raises:
-        ValueError: if ``num_devices`` < 1 or ``slot`` is not positive.
+        ValueError: if ``num_devices`` < 1, ``slot`` is not positive, or ``seed`` is neither.
     """
     num_devices = integer("num_devices", num_devices, low=1)
     require("slot", slot, *SYSTEM_RANGES["slot"])
-    keys = _device_keys(jax.random.key(seed), num_devices)
-    low = jnp.array([100 * 8000.0, 200.0, 1e9])
-    high = jnp.array([300 * 8000.0, 400.0, 2e9])
-    bits, cycles, hz = jax.vmap(
-        lambda key: jax.random.uniform(key, (3,), minval=low, maxval=high), out_axes=1
-    )(keys)
+    keys = _device_keys(as_key("seed", seed), num_devices)
+    low = jnp.array([100 * 8000.0, 200.0, 1e9], jnp.float32)
+    high = jnp.array([300 * 8000.0, 400.0, 2e9], jnp.float32)
+    draw = jax.vmap(lambda key: jax.random.uniform(key, (3,), jnp.float32, low, high), out_axes=1)
+    bits, cycles, hz = draw(keys).astype(jnp.result_type(float))
     return System(
         task_bits=bits,
         cycles_per_bit=cycles,
@@ -136,14 +138,16 @@ def table1(num_devices: int = 14, slot: float = 0.5, seed: int | jax.Array = 0) 
     )
 
 
-def sample_channels(key: jax.Array, system: System, num: int) -> jax.Array:
+@moves_data
+def sample_channels(key: jax.Array | int, system: System, num: int) -> jax.Array:
     """Draw Rayleigh amplitude gains with E[h^2] = ``mean_gain``.
 
     Device i's column depends on (key, i) only, so padding devices changes no other gain.
-    The power gain is -log1p(-u) of uniform draws: the same numbers on every JAX version.
+    The power gain is -log1p(-u) of uniform draws, float32 in every precision: the same numbers
+    on every JAX version and with every generator.
 
     Args:
-        key: PRNG key, consumed.
+        key: PRNG key, consumed, or a seed.
         system: gives K and ``mean_gain`` [-].
         num: number of channels.
 
@@ -151,15 +155,17 @@ def sample_channels(key: jax.Array, system: System, num: int) -> jax.Array:
         Gains ``[num, K]`` [-].
 
     Raises:
-        ValueError: if ``num`` is negative, or ``mean_gain`` is not one positive number.
+        ValueError: if ``key`` is neither, ``num`` is negative, or ``mean_gain`` is not one
+            positive number.
     """
     num = integer("num", num, low=0)
     mean_gain = real("system.mean_gain", check_type(system).mean_gain)
     if mean_gain.shape:
         raise refuse("system.mean_gain", "one number; map over systems by jax.vmap", mean_gain)
     require("system.mean_gain", mean_gain, *SYSTEM_RANGES["mean_gain"])
-    keys = _device_keys(key, system.num_devices)
-    uniform = jax.vmap(lambda k: jax.random.uniform(k, (num,)), out_axes=1)(keys)  # [num, K]
+    keys = _device_keys(as_key("key", key), system.num_devices)
+    draw = jax.vmap(lambda k: jax.random.uniform(k, (num,), jnp.float32), out_axes=1)
+    uniform = draw(keys).astype(jnp.result_type(float))  # [num, K]
     return jnp.sqrt(-jnp.log1p(-uniform) * as_floats(mean_gain))
 
 
@@ -227,7 +233,8 @@ def required_ratio(system: System) -> jax.Array:
     late = forced(system)
     ratio = 1 - system.slot / jnp.where(late, time, 1.0)
     # Rounded up: what stays, 1 - m, must be done in time even where it is tiny.
-    ratio += jax.lax.stop_gradient(jnp.nextafter(ratio, jnp.ones_like(ratio)) - ratio)
+    rounded = jax.lax.stop_gradient(ratio)  # first, since nextafter has no derivative
+    ratio += jnp.nextafter(rounded, jnp.ones_like(rounded)) - rounded
     return jnp.where(late, ratio, 0.0)
 
 

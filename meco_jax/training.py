@@ -22,6 +22,7 @@ from meco_jax.allocation import fits, link
 from meco_jax.checks import outside_traces
 from meco_jax.describe import short_repr
 from meco_jax.network import Decision, Network, Policy, Role
+from meco_jax.settings import as_key, moves_data
 from meco_jax.system import System
 
 Metrics = dict[str, jax.Array]
@@ -185,10 +186,11 @@ def penalised_loss(
     return energy + multiplier * violation, metrics
 
 
+@moves_data
 def train(
     system: System,
     *,
-    key: jax.Array,
+    key: jax.Array | int,
     config: TrainConfig | None = None,
     report: Report | None = None,
 ) -> tuple[Policy, History]:
@@ -196,7 +198,7 @@ def train(
 
     Args:
         system: the physics; the tasks stay fixed, the network sees the gains only.
-        key: PRNG key, consumed.
+        key: PRNG key, consumed, or a seed.
         config: the settings, ``TrainConfig()`` by default.
         report: called after every chunk with the number of steps done and the metrics.
 
@@ -205,12 +207,13 @@ def train(
         over the chunk's last epoch.
 
     Raises:
-        ValueError: if a value of the system or the configuration is out of its range.
+        ValueError: if ``key`` is neither, or a value of the system or the configuration is out
+            of its range.
     """
     outside_traces("train", system, key)
     config = check_config(config or TrainConfig())
     system = sy.check_system(system)
-    run = _start(key, system, config)
+    run = _start(as_key("key", key), system, config)
     run, history = train_loop(lambda *at: _advance(*at, system, config), run, config, report)
     return make_policy(run.state, system, config), history
 
@@ -297,7 +300,7 @@ def advance(
         order = jax.random.permutation(order_key, config.num_channels)
         shape = (config.steps_per_epoch, config.batch_size)
         batches = channels[order[: shape[0] * shape[1]].reshape(shape)]
-        frozen = number >= config.frozen_after * config.epochs
+        frozen = number.astype(channels.dtype) >= config.frozen_after * config.epochs
         step = partial(alternating_step, system=system, config=config, frozen=frozen)
         state, metrics = jax.lax.scan(step, state, batches)
         return state, jax.tree.map(jnp.mean, metrics)
@@ -353,7 +356,7 @@ def check_config(config: TrainConfig) -> TrainConfig:
 def local_power(system: System) -> jax.Array:
     """Mean weighted energy of a local task over the slot, mean(e) / T: the unit of lambda [W]."""
     local = jnp.where(system.active, sy.local_energy(system), 0.0)
-    return jnp.sum(local) / (jnp.sum(system.active) * system.slot)
+    return jnp.sum(local) / (jnp.sum(system.active, dtype=local.dtype) * system.slot)
 
 
 def init_state(key: jax.Array, system: System, config: TrainConfig) -> TrainState:
@@ -486,4 +489,10 @@ def cosine_adam(config: Schedule) -> optax.GradientTransformation:
         final = config.final_learning_rate
         return config.learning_rate * (final + (1 - final) * fall)
 
-    return optax.adam(rate)
+    adam = optax.adam(rate)
+
+    def update(*arguments: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):  # optax counts on it
+            return adam.update(*arguments)
+
+    return optax.GradientTransformation(adam.init, update)
