@@ -142,7 +142,8 @@ def _fill(wanted: Policy | GeneralPolicy, arrays: dict[str, np.ndarray]) -> Poli
 def pretrained() -> GeneralPolicy:
     """Return the general policy that is shipped with the package, which ``solve`` uses."""
     policy = load_policy(Path(__file__).parent / PRETRAINED)
-    return jax.device_put(cast(GeneralPolicy, policy))
+    with jax.ensure_compile_time_eval():  # kept for later calls, also if first wanted under jit
+        return jax.device_put(cast(GeneralPolicy, policy))
 
 
 def _settings(policy: Policy | GeneralPolicy) -> dict[str, Any]:

@@ -34,6 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from meco_jax.derivatives import with_derivative
+
 PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")
 """The fields of ``System`` with one entry a device; the others are scalars."""
 
@@ -180,10 +182,12 @@ def required_ratio(system: System) -> jax.Array:
     """Part of a task that must be offloaded, m^+ = max(0, 1 - f T / (C B)), (15): ``[K]`` [-]."""
     time = local_time(system)
     late = forced(system)
-    ratio = 1 - system.slot / jnp.where(late, time, 1.0)
+    ratio = jax.lax.stop_gradient(1 - system.slot / jnp.where(late, time, 1.0))
     # Rounded up: what stays, 1 - m, must be done in time even where it is tiny.
-    ratio += jax.lax.stop_gradient(jnp.nextafter(ratio, jnp.ones_like(ratio)) - ratio)
-    return jnp.where(late, ratio, 0.0)
+    ratio += jnp.nextafter(ratio, jnp.ones_like(ratio)) - ratio
+    cycles = jnp.where(late, system.cycles_per_bit * system.task_bits, 1.0)
+    formula = 1 - system.slot * (system.cpu_hz / cycles)  # fit for derivatives at f = 0 too
+    return jnp.where(late, with_derivative(ratio, formula), 0.0)
 
 
 def forced(system: System) -> jax.Array:
