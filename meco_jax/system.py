@@ -119,7 +119,9 @@ def sample_channels(key: jax.Array, system: System, num: int) -> jax.Array:
     """
     keys = _device_keys(key, system.num_devices)
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (num,)), out_axes=1)(keys)  # [num, K]
-    return jnp.sqrt(-jnp.log1p(-uniform) * system.mean_gain)
+    power_gain = -jnp.log1p(-uniform) * system.mean_gain
+    heard = power_gain > 0  # the root of 0 has no derivative
+    return jnp.where(heard, jnp.sqrt(jnp.where(heard, power_gain, 1.0)), 0.0)
 
 
 def pad_devices(system: System, num_devices: int) -> System:
@@ -168,7 +170,9 @@ def rate(system: System, h: jax.Array, power: jax.Array) -> jax.Array:
 def local_time(system: System) -> jax.Array:
     """Time to compute a whole task locally, C B / f, (1) with a = 0: ``[K]`` [s]."""
     cycles = system.cycles_per_bit * system.task_bits
-    return cycles / jnp.where(cycles > 0, system.cpu_hz, 1.0)
+    never = (cycles > 0) & (system.cpu_hz == 0)
+    hz = jnp.where((cycles > 0) & jnp.logical_not(never), system.cpu_hz, 1.0)
+    return jnp.where(never, jnp.inf, cycles / hz)
 
 
 def local_energy(system: System) -> jax.Array:
@@ -209,9 +213,9 @@ def transmit_time(system: System, h: jax.Array, offload: jax.Array, power: jax.A
     """
     bits = jnp.where(system.active, offload * system.task_bits, 0.0)
     bits_per_second = rate(system, h, power)
-    sends = (bits > 0) & (bits_per_second > 0)
-    time = bits / jnp.where(sends, bits_per_second, 1.0)
-    return jnp.where(sends, time, jnp.where(bits > 0, jnp.inf, 0.0))
+    heard = bits_per_second > 0  # not bits > 0: time grows with a from a = 0 on
+    time = bits / jnp.where(heard, bits_per_second, 1.0)
+    return jnp.where(heard, time, jnp.where(bits > 0, jnp.inf, 0.0))
 
 
 def realised_energy(
