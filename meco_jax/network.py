@@ -29,7 +29,7 @@ Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
 LOG_EXPONENTIAL_MEAN, LOG_EXPONENTIAL_STD = -float(np.euler_gamma), np.pi / np.sqrt(6)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def binarize(ratio: jax.Array, required: jax.Array, slope: jax.Array) -> jax.Array:
     """Decide who offloads, a = sign[(sign(2 phi - 1) + 1) / 2 + sign(m^+)], (15)-(16).
 
@@ -49,20 +49,11 @@ def binarize(ratio: jax.Array, required: jax.Array, slope: jax.Array) -> jax.Arr
     return ((ratio >= 0.5) | (required > 0)).astype(ratio.dtype)
 
 
-def _binarize_forward(
-    ratio: jax.Array, required: jax.Array, slope: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return binarize(ratio, required, slope), (required, slope)
-
-
-def _binarize_backward(
-    residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    required, slope = residuals
-    return slope * cotangent, jnp.zeros_like(required), jnp.zeros_like(slope)
-
-
-binarize.defvjp(_binarize_forward, _binarize_backward)
+@binarize.defjvp
+def _binarize_rule(
+    primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    return binarize(*primals), primals[2] * tangents[0]
 
 
 def relaxed_ratio(ratio: jax.Array, required: jax.Array) -> jax.Array:
@@ -247,7 +238,8 @@ class Policy(struct.PyTreeNode):
         """Map gains ``[..., K]`` [-] to the network's decisions, ``[..., K]`` leaves."""
         flat = h.reshape(-1, h.shape[-1])
         arguments = (self.network, self.variables, self.system, flat, self.role)
-        decision = decide(*arguments, scaling=self.scaling)[0]
+        # Slope 0, the true one: another is for learning, and wrong as a derivative in h.
+        decision = decide(*arguments, slope="zero", scaling=self.scaling)[0]
         return jax.tree.map(lambda x: x.reshape(h.shape), decision)
 
 

@@ -52,7 +52,9 @@ def solve(
 ) -> Solution:
     """Decide who offloads, at what powers and in which slot times: P1, (6).
 
-    Works eagerly, under ``jax.jit`` and under ``jax.vmap``; the energy can be differentiated.
+    Works eagerly, under ``jax.jit`` and under ``jax.vmap``. The numbers of a ``Solution`` can be
+    differentiated, twice too: as those of the decision that is found, 0 where it is infeasible.
+    ``lower_bound`` has the derivative of the bound that holds, of the energy where they meet.
 
     Args:
         h: amplitude gains ``[..., K]`` [-].

@@ -37,6 +37,7 @@ from flax import struct
 
 from meco_jax.checks import as_floats, in_range, integer, is_traced, real, refuse
 from meco_jax.checks import require as require
+from meco_jax.derivatives import with_derivative
 from meco_jax.describe import short_repr
 from meco_jax.settings import as_key, moves_data
 from meco_jax.units import from_dbm
@@ -166,7 +167,9 @@ def sample_channels(key: jax.Array | int, system: System, num: int) -> jax.Array
     keys = _device_keys(as_key("key", key), system.num_devices)
     draw = jax.vmap(lambda k: jax.random.uniform(k, (num,), jnp.float32), out_axes=1)
     uniform = draw(keys).astype(jnp.result_type(float))  # [num, K]
-    return jnp.sqrt(-jnp.log1p(-uniform) * as_floats(mean_gain))
+    power_gain = -jnp.log1p(-uniform) * as_floats(mean_gain)
+    heard = power_gain > 0  # the root of 0 has no derivative
+    return jnp.where(heard, jnp.sqrt(jnp.where(heard, power_gain, 1.0)), 0.0)
 
 
 def pad_devices(system: System, num_devices: int) -> System:
@@ -217,7 +220,9 @@ def rate(system: System, h: jax.Array, power: jax.Array) -> jax.Array:
 def local_time(system: System) -> jax.Array:
     """Time to compute a whole task locally, C B / f, (1) with a = 0: ``[K]`` [s]."""
     cycles = system.cycles_per_bit * system.task_bits
-    return cycles / jnp.where(cycles > 0, system.cpu_hz, 1.0)
+    never = (cycles > 0) & (system.cpu_hz == 0)
+    hz = jnp.where((cycles > 0) & jnp.logical_not(never), system.cpu_hz, 1.0)
+    return jnp.where(never, jnp.inf, cycles / hz)
 
 
 def local_energy(system: System) -> jax.Array:
@@ -231,11 +236,12 @@ def required_ratio(system: System) -> jax.Array:
     """Part of a task that must be offloaded, m^+ = max(0, 1 - f T / (C B)), (15): ``[K]`` [-]."""
     time = local_time(system)
     late = forced(system)
-    ratio = 1 - system.slot / jnp.where(late, time, 1.0)
+    ratio = jax.lax.stop_gradient(1 - system.slot / jnp.where(late, time, 1.0))
     # Rounded up: what stays, 1 - m, must be done in time even where it is tiny.
-    rounded = jax.lax.stop_gradient(ratio)  # first, since nextafter has no derivative
-    ratio += jnp.nextafter(rounded, jnp.ones_like(rounded)) - rounded
-    return jnp.where(late, ratio, 0.0)
+    ratio += jnp.nextafter(ratio, jnp.ones_like(ratio)) - ratio
+    cycles = jnp.where(late, system.cycles_per_bit * system.task_bits, 1.0)
+    formula = 1 - system.slot * (system.cpu_hz / cycles)  # fit for derivatives at f = 0 too
+    return jnp.where(late, with_derivative(ratio, formula), 0.0)
 
 
 def forced(system: System) -> jax.Array:
@@ -257,9 +263,9 @@ def transmit_time(system: System, h: jax.Array, offload: jax.Array, power: jax.A
     """
     bits = jnp.where(system.active, offload * system.task_bits, 0.0)
     bits_per_second = rate(system, h, power)
-    sends = (bits > 0) & (bits_per_second > 0)
-    time = bits / jnp.where(sends, bits_per_second, 1.0)
-    return jnp.where(sends, time, jnp.where(bits > 0, jnp.inf, 0.0))
+    heard = bits_per_second > 0  # not bits > 0: time grows with a from a = 0 on
+    time = bits / jnp.where(heard, bits_per_second, 1.0)
+    return jnp.where(heard, time, jnp.where(bits > 0, jnp.inf, 0.0))
 
 
 def realised_energy(
