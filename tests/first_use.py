@@ -124,7 +124,49 @@ def check_draws(system, lanes, gains):
             np.testing.assert_array_equal(mj.sample_channels(alone, mj.table1(2), 6), mine[:, :2])
 
 
+def calls():
+    """Calls whose arguments are constants wherever they stand."""
+    h, system = instance()
+    return {
+        "bcos": mj.solve(h[0], system, effort=0),
+        "mcos": mj.mcos(mj.pad_devices(system, 6), np.pad(h, ((0, 0), (0, 2)))).energy,
+        "gains": mj.sample_channels(7, mj.table1(3), 2),
+        "lanes": mj.make_grid({"num_devices": [2, 3], "slot": [0.3]}).systems.task_bits,
+    }
+
+
+def scanned(function):
+    _, found = jax.lax.scan(lambda carry, _: (carry, function()), 0, None, length=1)
+    return jax.tree.map(lambda x: x[0], found)
+
+
+def without_jit(function):
+    with jax.disable_jit():
+        return function()
+
+
+CONTEXTS = {
+    "nothing": lambda function: function(),
+    "jit": lambda function: jax.jit(function)(),
+    "scan": scanned,
+    "cond": lambda function: jax.jit(lambda yes: jax.lax.cond(yes, function, function))(True),
+    "remat": lambda function: jax.checkpoint(function)(),
+    "vmap": lambda function: jax.vmap(lambda _: function(), out_axes=None)(jnp.zeros(2)),
+    "grad": lambda function: jax.grad(lambda x: (x, function()), has_aux=True)(1.0)[1],
+    "disabled jit": without_jit,
+}
+
+
+def first_in(context):
+    """Call the library for the first time in a context, then outside, and save its weights."""
+    inside = CONTEXTS[context](calls)
+    h, system = instance()
+    weights = jax.tree.map(np.asarray, mj.pretrained().params)
+    return {"inside": inside, "after": mj.solve(h[0], system, effort=0), "weights": weights}
+
+
 CASES = {
+    **{f"first in {name}": lambda name=name: first_in(name) for name in CONTEXTS},
     **{method: lambda method=method: answers(method) for method in METHODS},
     "one channel": one_channel,
     "bcos training": lambda: training("bcos"),

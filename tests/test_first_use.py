@@ -28,6 +28,7 @@ SETTINGS = {
     "transfer guard": ("plain", QUICK, (), {"JAX_TRANSFER_GUARD": "disallow"}),
     "infinities": ("plain", (), (), {"JAX_DEBUG_INFS": "1"}),
     "NaN": ("plain", (), (), {"JAX_DEBUG_NANS": "1"}),
+    "disabled jit": ("plain", (), (), {"JAX_DISABLE_JIT": "1"}),
     "leaks": ("plain", (), (), {"JAX_CHECK_TRACER_LEAKS": "1"}),
     "bfloat16 products": ("plain", (), (), {"JAX_DEFAULT_MATMUL_PRECISION": "bfloat16"}),
     "highest products": ("plain", (), (), {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}),
@@ -88,6 +89,14 @@ def test_settings_change_no_answer(name, plain, tmp_path):
     setup, cases, flags, environment = SETTINGS[name]
     found = first_use(tmp_path / "found.npz", setup, cases, flags, **environment)
     compare(found, plain(cases))
+
+
+@pytest.mark.parametrize("name", ["jit", "scan", "cond", "remat", "vmap", "grad", "disabled jit"])
+def test_the_first_call_may_stand_anywhere(name, plain, tmp_path):
+    """In a program that is recorded, constants are none; what is kept must not be of it."""
+    found = first_use(tmp_path / "found.npz", "plain", (f"first in {name}",))
+    wanted = plain(("first in nothing",))
+    compare({path.replace(name, "nothing", 1): leaf for path, leaf in found.items()}, wanted)
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ PACKAGE = Path(meco_jax.__file__).parent
 # fmt: off
 ORDER = (
     "files", "settings", "checks", "derivatives", "units", "describe", "system", "arguments",
-    "allocation", "schemes", "optimal", "network", "policy", "checkpoint", "store", "gradients", "training",
-    "policy_training", "sweep", "solver", "warmup", "evaluation", "figures",
+    "allocation", "schemes", "optimal", "network", "policy", "checkpoint", "store", "gradients",
+    "training", "policy_training", "sweep", "solver", "warmup", "evaluation", "figures",
 )
 # fmt: on
 
