@@ -19,7 +19,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from meco_jax import Solution, System, allocate, sample_channels, solve
+from meco_jax import Solution, System, sample_channels, solve
+from meco_jax.allocation import allocate
 from meco_jax.optimal import search
 from meco_jax.system import table1
 

@@ -32,17 +32,16 @@ from meco_jax import (
     Policy,
     Solution,
     System,
-    allocate,
     figures,
-    pretrained,
-    repair,
     sample_channels,
     solve,
     train,
 )
 from meco_jax import system as sy
-from meco_jax.allocation import Link, finish, link, priced_cost, relax, set_energy
+from meco_jax.allocation import Link, allocate, finish, link, priced_cost, relax, set_energy
+from meco_jax.checkpoint import shipped
 from meco_jax.optimal import STAGES, Stage, optimal, search
+from meco_jax.schemes import repair
 from meco_jax.solver import map_channels
 from meco_jax.system import table1
 
@@ -221,7 +220,7 @@ def saving(uplinks: Link, relaxed: Any) -> jax.Array:
 
 def latencies(method: Method, h: np.ndarray) -> tuple[float, list[float]]:
     """Seconds of the first call with one channel, compile and weights included, and of later."""
-    pretrained.cache_clear()
+    shipped.cache_clear()
     calls = []
     for index in range(-3, FLAGS.latency_calls):
         began = time.perf_counter()

@@ -81,6 +81,7 @@ def find_table(readme: str, header: list[str]) -> Lines:
 
 TABLES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("figure4",), readme_tables.figure4),
+    (("constraints",), readme_tables.constraints),
     (("figure4", "figure5", "figure6"), readme_tables.paper),
     (("frontier",), readme_tables.frontier),
     (("certify",), readme_tables.certify),
@@ -150,6 +151,16 @@ def own_slope(rows: Rows) -> tuple[str, ...]:
         for column in ("deadline_met_fraction", "feasible_fraction")
     )
     return f"{raw:.0f}", f"{on_time:.1f}", f"{kept:.1f}", f"{made:.1f}"
+
+
+def most_kept(rows: Rows) -> tuple[str, ...]:
+    """Most channels that keep C1-C5 at K = 20, and the gap there, for BCOS and PCOS [%]."""
+    words = []
+    for scheme in ("bcos_raw", "pcos_learned"):
+        few = [r for r in rows if r["scheme"] == scheme and r["num_devices"] == 20]
+        best = max(few, key=lambda row: row["kept"])
+        words += [f"{100 * best['kept']:.0f}", f"{100 * best['gap_mean']:.0f}"]
+    return tuple(words)
 
 
 def along_slots(rows: Rows) -> tuple[str, ...]:
@@ -291,6 +302,8 @@ PROSE: list[tuple[str, str, Callable[[Rows], tuple[str, ...]]]] = [
      learned_pcos),
     ("figure4", r"\| 1 - m, the teacher's \| \+(\d+) % \| ([\d.]+) % \| ([\d.]+) % \| "
                 r"\+([\d.]+) % \|", own_slope),
+    ("constraints", r"best keeps C1-C5 at K = 20 on (\d+) % of the channels, at \+(\d+) % "
+                    r"\(BCOS\), and on (\d+) %, at \+(\d+) % \(PCOS\)", most_kept),
     ("figure4", r"in Figure 4 up to (\d+) % of BCOS's and (\d+) % of PCOS's",
      partial(broken_at_most, "num_devices")),
     ("figure5", r"in Figure 5 up to (\d+) % and (\d+) %", partial(broken_at_most, "slot")),

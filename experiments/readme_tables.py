@@ -61,6 +61,25 @@ def figure4(rows: Rows) -> Lines:
             for title, (values, form) in lines.items()]  # fmt: skip
 
 
+def constraints(rows: Rows) -> Lines:
+    """Write what the raw networks keep: a line a setting, a column a network and K."""
+    devices = list(dict.fromkeys(row["num_devices"] for row in rows))
+    names = {"bcos_raw": "BCOS", "pcos_learned": "PCOS"}
+    header = ["alpha", "margin"]
+    lines = [header + [f"{name}, K = {k:g}" for name in names.values() for k in devices]]
+    for alpha, margin in dict.fromkeys((r["multiplier_step"], r["margin"]) for r in rows):
+        cells = [f"{alpha:g}", f"{margin:g}"]
+        own = [r for r in rows if (r["multiplier_step"], r["margin"]) == (alpha, margin)]
+        for place in ((name, k) for name in names for k in devices):
+            few = [r for r in own if (r["scheme"], r["num_devices"]) == place]
+            mean = {n: 100 * np.mean([r[n] for r in few]) for n in
+                    ("kept", "kept_realised", "gap_mean")}  # fmt: skip
+            shares = f"{mean['kept']:.1f}, {mean['kept_realised']:.1f}"
+            cells.append(f"{shares}, {mean['gap_mean']:+.0f}")
+        lines.append(cells)
+    return lines
+
+
 def paper(*tables: Rows) -> Lines:
     """Write the lines of claims.py."""
     lines = [["figure", "the paper says", "checked on", "holds", "measured"]]

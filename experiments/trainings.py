@@ -39,6 +39,7 @@ OWN = {  # settings that the two trainings have apart
     "learning_rate": "Adam's at the start",
     "multiplier_step": "alpha, the rise of lambda by a violation",
     "frozen_after": "part of the training after which batch statistics rest",
+    "margin": "part of each slot time that the penalty asks to leave free",
 }
 
 

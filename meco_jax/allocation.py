@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from flax import struct
 
 from meco_jax import system as sy
+from meco_jax.derivatives import at_best, with_derivative
 from meco_jax.describe import short_repr
 from meco_jax.system import System
 
@@ -25,6 +26,7 @@ FIT_TOLERANCE = 5e-7  # a set whose fastest times exceed the slot by less still 
 NATS_STEPS = 2  # Halley, to float32's last digits from any price; 5e-9 in float64
 NEWTON_STEPS = 10  # for the price of a fixed set; 6 reach float32 save where many powers cap
 LEAST_POWER = 1e-37  # less has no digits in float32; a task is through sooner with it [W]
+FREE = -200.0  # logarithm of a price of nothing [ln W]
 LEAST_LOG_Y = -80.0  # x^2 must not underflow; at x = 6e-18 and below energies are the same
 BISECTION_STEPS = 30  # for the relaxed price: halves a bracket of e^10 to float32's last digits
 
@@ -82,7 +84,7 @@ class Relaxed(NamedTuple):
     """The answer of a relaxed problem, see ``relax``."""
 
     offload: jax.Array  # [K] part of each task sent [-]
-    time: jax.Array  # [K], constants to derivatives [s]
+    time: jax.Array  # [K] t [s]
     sends: jax.Array  # [K] bool: who sends all at this price
     log_mu: jax.Array  # [] logarithm of the slot price [ln W]
     bound: jax.Array  # [] the dual's value, the relaxed optimum; infinite if infeasible [J]
@@ -121,6 +123,7 @@ def log_price(link: Link, nats: jax.Array) -> jax.Array:
     return jnp.log(link.weight / link.gain) + nats + jnp.log(_excess(nats))
 
 
+@jax.custom_jvp
 def best_nats(link: Link, log_mu: jax.Array) -> jax.Array:
     """Nats a symbol that minimise E + mu t, at most x_max: ``[K]`` [nat].
 
@@ -137,14 +140,28 @@ def best_nats(link: Link, log_mu: jax.Array) -> jax.Array:
     return jnp.minimum(x, link.max_nats)
 
 
+@best_nats.defjvp
+def _best_nats_rule(
+    primals: tuple[Link, jax.Array], tangents: tuple[Link, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """d(x + ln(x - 1 + e^-x)) = d ln y, and the left side is x / (x - 1 + e^-x) dx."""
+    (link, log_mu), (d_link, d_log_mu) = primals, tangents
+    nats = best_nats(link, log_mu)
+    d_log_y = d_log_mu - d_link.weight / link.weight + d_link.gain / link.gain
+    d_log_y = jnp.where(log_mu - jnp.log(link.weight / link.gain) > LEAST_LOG_Y, d_log_y, 0.0)
+    return nats, jnp.where(nats < link.max_nats, _excess(nats) / nats * d_log_y, d_link.max_nats)
+
+
 def priced_cost(link: Link, log_mu: jax.Array) -> jax.Array:
     """Least cost of sending each task at a price, c(mu) = min_t E(t) + mu t: ``[K]`` [J].
 
-    Infinite out of reach. Differentiable by the envelope rule: the derivative is the partial
-    one at the best time and at a constant price.
+    Infinite out of reach. Its derivative in the price is the time.
     """
-    log_mu = jax.lax.stop_gradient(log_mu)
-    best = jax.lax.stop_gradient(best_nats(link, log_mu))
+    return at_best(_cost, (link, log_mu), (best_nats(link, log_mu),))
+
+
+def _cost(link: Link, log_mu: jax.Array, best: jax.Array) -> jax.Array:
+    """Cost of sending each task at a price with ``best`` nats a symbol, or x_max: ``[K]`` [J]."""
     nats = jnp.where(best < link.max_nats, best, link.max_nats)
     power = link.weight * jnp.expm1(nats) / link.gain
     cost = link.load / nats * (power + jnp.exp(log_mu))
@@ -171,6 +188,8 @@ def slot_price(link: Link, offload: jax.Array) -> jax.Array:
         ln mu ``[]`` [ln W]; any finite number for an empty set.
     """
     sends = link.usable & (offload > 0)
+    given = link, jnp.where(sends, offload, 0.0)
+    link, offload = jax.lax.stop_gradient((link, offload))
     share = jnp.where(sends, offload * link.load / link.slot, 0.0)
     alone = log_price(link, jnp.where(sends, jnp.minimum(share, link.max_nats), 1.0))
     start = jnp.max(jnp.where(sends, alone, -jnp.inf))
@@ -183,7 +202,46 @@ def slot_price(link: Link, offload: jax.Array) -> jax.Array:
         climb = jnp.maximum(total * jnp.log(jnp.where(total > 0, total, 1.0)), 0.0)
         return log_mu + jnp.where(fall > 0, climb / jnp.where(fall > 0, fall, 1.0), 0.0)
 
-    return jax.lax.fori_loop(0, NEWTON_STEPS, step, jnp.where(jnp.any(sends), start, 0.0))
+    log_mu = jax.lax.fori_loop(0, NEWTON_STEPS, step, jnp.where(jnp.any(sends), start, 0.0))
+    return _fill_slot(*given, log_mu, jnp.zeros_like(sends))[0]
+
+
+@jax.custom_jvp
+def _fill_slot(
+    link: Link, offload: jax.Array, log_mu: jax.Array, split: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return a price and the parts that fill the slot at it, with their derivatives.
+
+    Devices that are ``split``, ``[K]`` bool, are as well off sending as not: c(mu) = e moves
+    the price, and their parts fill the slot. Where there are none, the price fills it. Of
+    several, which happens to equal devices, all parts move alike.
+    """
+    del link, split
+    return log_mu, offload
+
+
+@_fill_slot.defjvp
+def _fill_slot_rule(
+    primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    (link, _, _, split), (d_link, d_offload, _, _) = primals, tangents
+    log_mu, offload = _fill_slot(*primals)
+    d_offload = jnp.where(split, 0.0, d_offload)
+
+    def residuals(link: Link, offload: jax.Array, log_mu: jax.Array) -> jax.Array:
+        time = link.load / best_nats(link, log_mu)
+        switch = jnp.where(split, priced_cost(link, log_mu) - link.local, 0.0)
+        return jnp.stack([jnp.sum(offload * time) - link.slot, jnp.sum(switch)])
+
+    at_price, along_price = partial(residuals, log_mu=log_mu), partial(residuals, link, offload)
+    _, (d_used, d_switch) = jax.jvp(at_price, (link, offload), (d_link, d_offload))
+    _, (used_slope, switch_slope) = jax.jvp(along_price, (log_mu,), (jnp.ones_like(log_mu),))
+    splits = jnp.any(split)
+    moved, slope = jnp.where(splits, d_switch, d_used), jnp.where(splits, switch_slope, used_slope)
+    d_log_mu = jnp.where(slope != 0, -moved / jnp.where(slope != 0, slope, 1.0), 0.0)
+    whole = jnp.sum(jnp.where(split, link.load / best_nats(link, log_mu), 0.0))
+    d_part = -(d_used + used_slope * d_log_mu) / jnp.where(splits, whole, 1.0)
+    return (log_mu, offload), (d_log_mu, jnp.where(split, d_part, d_offload))
 
 
 def set_energy(link: Link, offload: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -194,25 +252,21 @@ def set_energy(link: Link, offload: jax.Array) -> tuple[jax.Array, jax.Array]:
         offload: decision, or parts of tasks, ``[K]`` [-].
 
     Returns:
-        Energy ``[]`` [J], infinite if the decision does not fit, differentiable by the
-        envelope rule; times ``[K]`` [s], constants to derivatives.
+        Energy ``[]`` [J], infinite if the decision does not fit; times ``[K]`` [s].
     """
     fit = fits(link, offload)
     sends = link.usable & (offload > 0) & fit
     sent = jnp.where(sends, offload, 0.0)
-    log_mu = jax.lax.stop_gradient(slot_price(link, sent))
+    log_mu = slot_price(link, sent)
     fastest, wanted = sent * link.load / link.max_nats, sent * link.load / best_nats(link, log_mu)
     # Blend in the fastest times, so that the slot is met however exact the price is.
     spare, extra = link.slot - jnp.sum(fastest), jnp.sum(wanted - fastest)
     blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, 1.0)
-    time = jax.lax.stop_gradient(fastest + blend * (wanted - fastest))
-
-    kept = jnp.sum((1 - offload) * link.local)
-    energy = energy_spent(link, offload, time)
-    # The derivative is the dual's at constant price and nats: the envelope rule.
-    mu = jnp.where(jnp.any(sends), jnp.exp(log_mu), 0.0)
-    dual = jnp.sum(jnp.where(sends, sent * priced_cost(link, log_mu), 0.0)) - mu * link.slot + kept
-    energy = dual + jax.lax.stop_gradient(energy - dual)
+    time = with_derivative(fastest + blend * (wanted - fastest), wanted)
+    given = link, jnp.where(fit, offload, 0.0)
+    energy = with_derivative(
+        energy_spent(link, offload, time), at_best(_lagrangian, given, (log_mu,))
+    )
     # A set on the edge of fitting may fit here and not above, computed with other rounding.
     stranded = jnp.any(link.usable & (offload > 0) & (time <= 0))
     return jnp.where(fit & ~stranded, energy, jnp.inf), time
@@ -250,6 +304,8 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
     """
     feasible = fits(link, must)
     must = jnp.where(link.usable & feasible, must, 0.0)
+    given = link, must
+    link, must = jax.lax.stop_gradient(given)
     wanted = link.usable & feasible & ((must > 0) | (_free_cost(link) < link.local))
     low, high = _price_bracket(link, must, wanted)
 
@@ -270,7 +326,7 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
         )  # fmt: skip
 
     # The offloading goes through the loop: computed again, rounding might turn it.
-    bracket = jax.lax.stop_gradient((low, high, demand(low), demand(high)))
+    bracket = low, high, demand(low), demand(high)
     bracket = jax.lax.fori_loop(0, BISECTION_STEPS, halve, bracket)
     low, high, offload_low, offload_high = bracket
     time_low, time_high = times(low, offload_low), times(high, offload_high)
@@ -278,12 +334,23 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
     blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, 1.0)
     bound = jnp.maximum(_dual(link, must, low), _dual(link, must, high))
     bound = jnp.where(jnp.any(wanted), bound, jnp.sum(link.local))
+
+    parts = offload_high + blend * (offload_low - offload_high)
+    time = time_high + blend * (time_low - time_high)
+    # Who would rather stay sends what it must, all of it too.
+    least = jnp.where(must < 1, parts < 1, priced_cost(link, high) >= link.local)
+    split = offload_low != offload_high
+    link, must = given
+    log_mu, offload = _fill_slot(
+        link, with_derivative(parts, jnp.where(least, must, parts)), high, split
+    )
+    dual = at_best(_lagrangian, (link, offload), (log_mu,))
     return Relaxed(
-        offload=jax.lax.stop_gradient(offload_high + blend * (offload_low - offload_high)),
-        time=jax.lax.stop_gradient(time_high + blend * (time_low - time_high)),
+        offload=offload,
+        time=with_derivative(time, offload * link.load / best_nats(link, log_mu)),
         sends=offload_high >= 1,
-        log_mu=high,
-        bound=jnp.where(feasible, bound, jnp.inf),
+        log_mu=log_mu,
+        bound=jnp.where(feasible, with_derivative(bound, dual), jnp.inf),
     )
 
 
@@ -339,13 +406,12 @@ def allocate(system: System, h: jax.Array, offload: jax.Array) -> Solution:
 
     Returns:
         A ``Solution`` for the channel. Infeasible where the set does not fit or a forced
-        device stays. The energy is differentiable in ``system`` and ``h`` (envelope rule),
-        powers and times are constants to derivatives.
+        device stays. All numbers can be differentiated twice in ``system`` and ``h``.
     """
-    uplinks, must = link(system, h), sy.forced(system)
+    uplinks, must = link(system, h), sy.forced(system).astype(h.dtype)
     offload = jnp.where(system.active, offload, 0.0).astype(h.dtype)
     energy, time = set_energy(uplinks, offload)
-    bound = relax(uplinks, must.astype(h.dtype)).bound
+    bound = relax(uplinks, must).bound
     energy = jnp.where(jnp.all(offload >= must), energy, jnp.inf)
     return finish(uplinks, offload, time, energy, bound)
 
@@ -378,6 +444,14 @@ def _dual(link: Link, must: jax.Array, log_mu: jax.Array) -> jax.Array:
     cost = priced_cost(link, log_mu)
     priced = jnp.where(must > 0, must * cost, 0.0) + (1 - must) * jnp.minimum(cost, link.local)
     return jnp.sum(priced) - jnp.exp(log_mu) * link.slot
+
+
+def _lagrangian(link: Link, offload: jax.Array, log_mu: jax.Array) -> jax.Array:
+    """Cost of parts ``[K]`` at a price, sum a c + (1 - a) e - mu T: ``[]`` [J]."""
+    sends = jnp.any(link.usable & (offload > 0))
+    log_mu = jnp.where(sends, log_mu, FREE)
+    cost = jnp.where(link.usable, priced_cost(link, log_mu), 0.0)
+    return jnp.sum(offload * cost + (1 - offload) * link.local) - jnp.exp(log_mu) * link.slot
 
 
 def _excess(nats: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -19,6 +20,7 @@ from meco_jax import system as sy
 from meco_jax.files import write_atomically
 from meco_jax.network import Network, Policy, init_variables
 from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
+from meco_jax.settings import moves_data
 
 FORMAT, GENERAL_FORMAT = "meco_jax policy 1", "meco_jax general policy 1"
 PRETRAINED = "pretrained.npz"
@@ -30,6 +32,7 @@ CHOICES = {
 }
 
 
+@moves_data
 def save_policy(
     path: str | os.PathLike[str], policy: Policy | GeneralPolicy, origin: str = ""
 ) -> None:
@@ -47,11 +50,13 @@ def save_policy(
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
+@moves_data
 def load_policy(path: str | os.PathLike[str]) -> Policy | GeneralPolicy:
     """Load a policy, and run no code of the file.
 
     Every array's name, shape, type and checksum is checked, all values are finite, a system is
-    in its range. What the file unpacks to is known before anything is unpacked.
+    in its range. What the file unpacks to is known before anything is unpacked. Its arrays are
+    float32 or float64, all the same, and become what JAX runs in.
 
     Raises:
         ValueError: if the file is no policy, is damaged, or holds a value out of its range.
@@ -69,7 +74,11 @@ def load_policy(path: str | os.PathLike[str]) -> Policy | GeneralPolicy:
             settings = json.loads(str(_read(archive, members.pop("settings"))))
             found = {name: _header(archive, member)[:2] for name, member in members.items()}
             wanted = _wanted(settings, found)
-            expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(wanted).items()}
+            kind = _precision(found)
+            expected = {
+                name: (leaf.shape, kind if jnp.issubdtype(leaf.dtype, np.floating) else leaf.dtype)
+                for name, leaf in _leaves(wanted).items()
+            }
             for name in sorted(expected.keys() | found.keys()):
                 if expected.get(name) != found.get(name):
                     raise _MismatchError(
@@ -118,16 +127,30 @@ def _header(
     return shape, kind, "F" if in_columns else "C", start
 
 
+def _precision(found: dict[str, Any]) -> np.dtype:
+    """Tell the type of a file's floating-point arrays by its first one; float32 without any."""
+    for name in sorted(found):
+        if (kind := found[name][1]) in (np.float32, np.float64):
+            return np.dtype(kind)
+    return np.dtype(np.float32)
+
+
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Read an array, as many bytes as the archive says; at the last the checksum is checked."""
+    """Read an array, as many bytes as the archive says; at the last the checksum is checked.
+
+    Floating-point numbers are taken to the precision that JAX runs in.
+    """
     shape, kind, order, start = _header(archive, member)
     with archive.open(member) as file:
         content = file.read(member.file_size)
         if len(content) < member.file_size:
             raise ValueError(f"{member.filename} is cut off")
     array = np.frombuffer(content, kind, offset=start).reshape(shape, order=order).copy()
-    if np.issubdtype(kind, np.floating) and not np.all(np.isfinite(array)):
-        raise ValueError(f"{member.filename} must hold finite numbers")
+    if np.issubdtype(kind, np.floating):
+        with np.errstate(over="ignore"):  # found below
+            array = array.astype(jnp.result_type(float))
+        if not np.all(np.isfinite(array)):
+            raise ValueError(f"{member.filename} must hold finite {array.dtype} numbers")
     return array
 
 
@@ -140,9 +163,16 @@ def _fill(wanted: Policy | GeneralPolicy, arrays: dict[str, np.ndarray]) -> Poli
     return wanted.replace(variables=tree["variables"], system=system)
 
 
-@functools.cache
+@moves_data
 def pretrained() -> GeneralPolicy:
     """Return the general policy that is shipped with the package, which ``solve`` uses."""
+    return shipped(jnp.result_type(float))
+
+
+@functools.cache
+def shipped(precision: np.dtype) -> GeneralPolicy:
+    """Keep the shipped policy in the ``precision`` that JAX runs in."""
+    del precision
     with jax.ensure_compile_time_eval():  # weights that stay, also where a program is recorded
         policy = load_policy(Path(__file__).parent / PRETRAINED)
         return jax.device_put(cast(GeneralPolicy, policy))

@@ -15,6 +15,7 @@ from meco_jax.allocation import FIT_TOLERANCE, Solution
 from meco_jax.checks import outside_traces
 from meco_jax.describe import short_repr
 from meco_jax.network import Policy
+from meco_jax.settings import moves_data
 from meco_jax.solver import solve
 from meco_jax.sweep import Groups, Lanes, lane_key, map_groups
 from meco_jax.system import System
@@ -31,6 +32,7 @@ class Outcome(NamedTuple):
     offloaded: jax.Array  # share of the tasks that is sent [-]
 
 
+@moves_data
 def evaluate_grid(
     policies: dict[str, Policy], lanes: Lanes, num_channels: int, batch_size: int | None = None
 ) -> dict[str, Outcome]:

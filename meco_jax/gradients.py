@@ -196,15 +196,21 @@ def _straight_through(
     return energy(_parts(passed + jax.lax.stop_gradient(hard - passed), case), case)
 
 
+def _bernoulli(key: jax.Array, chance: jax.Array) -> jax.Array:
+    """Draw 1 with a chance ``[K]``, else 0, by float32 numbers in every precision."""
+    uniform = jax.random.uniform(key, chance.shape, jnp.float32)
+    return (uniform < chance.astype(jnp.float32)).astype(chance.dtype)
+
+
 def _gumbel(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
     """The Gumbel sigmoid (Maddison et al. 2017, Jang et al. 2017), ever colder."""
-    noise = jax.random.logistic(key, scores.shape)
+    noise = jax.random.logistic(key, scores.shape, jnp.float32).astype(scores.dtype)
     return energy(_parts(jax.nn.sigmoid((scores + noise) / COLDEST**progress), case), case)
 
 
 def _reinforce(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
     """The score function (Williams 1992), its baseline the decision without noise."""
-    drawn = jax.random.bernoulli(key, jax.nn.sigmoid(scores)).astype(scores.dtype)
+    drawn = _bernoulli(key, jax.nn.sigmoid(scores))
     decision = jnp.where(case.free, drawn, case.forced.astype(scores.dtype))
     gain = energy(decision, case) - energy(threshold(scores, case), case)
     gain = jax.lax.stop_gradient(jnp.clip(gain, -LIMIT, LIMIT))
@@ -215,7 +221,7 @@ def _reinforce(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Arra
 def _sampled(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
     """The exact differences at a random decision: unbiased for the mean energy of such."""
     ratio = jax.nn.sigmoid(scores)
-    drawn = jax.random.bernoulli(key, ratio).astype(scores.dtype)
+    drawn = _bernoulli(key, ratio)
     decision = ratio + jax.lax.stop_gradient(drawn - ratio)
     return exact_energy(_parts(decision, case), case)
 

@@ -8,7 +8,8 @@ of padding devices are 0 and their weights do not depend on how many there are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +20,16 @@ from flax import struct
 from meco_jax import system as sy
 from meco_jax.allocation import FIT_TOLERANCE, Solution, link, relax
 from meco_jax.describe import short_repr
+from meco_jax.settings import moves_data
 from meco_jax.system import System
 
 Role = Literal["teacher", "student"]
+Times = Literal["network", "realised"]
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
 LOG_EXPONENTIAL_MEAN, LOG_EXPONENTIAL_STD = -float(np.euler_gamma), np.pi / np.sqrt(6)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def binarize(ratio: jax.Array, required: jax.Array, slope: jax.Array) -> jax.Array:
     """Decide who offloads, a = sign[(sign(2 phi - 1) + 1) / 2 + sign(m^+)], (15)-(16).
 
@@ -46,20 +49,11 @@ def binarize(ratio: jax.Array, required: jax.Array, slope: jax.Array) -> jax.Arr
     return ((ratio >= 0.5) | (required > 0)).astype(ratio.dtype)
 
 
-def _binarize_forward(
-    ratio: jax.Array, required: jax.Array, slope: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return binarize(ratio, required, slope), (required, slope)
-
-
-def _binarize_backward(
-    residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    required, slope = residuals
-    return slope * cotangent, jnp.zeros_like(required), jnp.zeros_like(slope)
-
-
-binarize.defvjp(_binarize_forward, _binarize_backward)
+@binarize.defjvp
+def _binarize_rule(
+    primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    return binarize(*primals), primals[2] * tangents[0]
 
 
 def relaxed_ratio(ratio: jax.Array, required: jax.Array) -> jax.Array:
@@ -146,11 +140,19 @@ def features(system: System, h: jax.Array, scaling: str = "log") -> jax.Array:
 
 
 def init_variables(network: Network, key: jax.Array, num_devices: int) -> Variables:
-    """Initialise the branches of both roles from a consumed ``key``."""
-    x = jnp.zeros((1, num_devices))
+    """Initialise the branches of both roles from a consumed ``key``.
+
+    The same float32 numbers in every precision, widened.
+    """
+    x = jnp.zeros((1, num_devices), jnp.float32)
     teacher = network.init(key, x, "teacher", False)
     student = network.init(key, x, "student", False)
-    return {kind: teacher[kind] | student[kind] for kind in ("params", "batch_stats")}
+    return widen({kind: teacher[kind] | student[kind] for kind in ("params", "batch_stats")})
+
+
+def widen(variables: Variables) -> Variables:
+    """Take a network's arrays to the precision that JAX runs in."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.result_type(float)), variables)
 
 
 def decide(
@@ -193,7 +195,8 @@ def decide(
         return Decision(offload, output_power(power, system.max_power), time)
 
     x = jax.vmap(lambda h: features(system, h, scaling))(h)
-    outputs, updated = network.apply(variables, x, role, train, mutable=["batch_stats"])
+    with jax.numpy_dtype_promotion("standard"):  # Flax counts on it
+        outputs, updated = network.apply(variables, x, role, train, mutable=["batch_stats"])
     return jax.vmap(activate)(*outputs), updated["batch_stats"]
 
 
@@ -207,38 +210,49 @@ class Policy(struct.PyTreeNode):
     role: Role = struct.field(pytree_node=False, default="student")
     scaling: str = struct.field(pytree_node=False, default="log")
 
-    def __call__(self, h: jax.Array) -> Solution:
+    @moves_data
+    def __call__(self, h: jax.Array, times: Times = "network") -> Solution:
         """Return the network's own (a, p, t), its constraints only as good as it learned.
 
         Args:
             h: amplitude gains ``[..., K]`` [-].
+            times: "network" keeps its t. "realised" keeps a and p alone and takes t' for t
+                wherever sum t' <= T: then C1-C5 hold, at the same energy, since t' is what is
+                paid for.
 
         Returns:
             A ``Solution``: the energy is the realised one, ``feasible`` tells whether C1-C5
             hold, ``lower_bound`` is that of P1 (of partial offloading for a teacher).
 
         Raises:
-            ValueError: if h has another K, or negative or non-finite entries.
+            ValueError: if h has another K, or negative or non-finite entries, or if ``times`` is
+                neither of the two.
         """
+        if times not in get_args(Times):
+            raise ValueError(f"times must be one of network, realised; got {times!r}")
         h = sy.check_channels(h, self.system.num_devices)
-        flat = _judge(self, h.reshape(-1, h.shape[-1]))
+        flat = _judge(self, h.reshape(-1, h.shape[-1]), times)
         return jax.tree.map(lambda x: x.reshape(h.shape[:-1] + x.shape[1:]), flat)
 
     def outputs(self, h: jax.Array) -> Decision:
         """Map gains ``[..., K]`` [-] to the network's decisions, ``[..., K]`` leaves."""
         flat = h.reshape(-1, h.shape[-1])
         arguments = (self.network, self.variables, self.system, flat, self.role)
-        decision = decide(*arguments, scaling=self.scaling)[0]
+        # Slope 0, the true one: another is for learning, and wrong as a derivative in h.
+        decision = decide(*arguments, slope="zero", scaling=self.scaling)[0]
         return jax.tree.map(lambda x: x.reshape(h.shape), decision)
 
 
-@jax.jit
-def _judge(policy: Policy, h: jax.Array) -> Solution:
+@partial(jax.jit, static_argnames="times")
+def _judge(policy: Policy, h: jax.Array, times: Times) -> Solution:
     """Evaluate a policy's own outputs on channels ``[N, K]``."""
     system, role = policy.system, policy.role
 
     def judge(h: jax.Array, offload: jax.Array, power: jax.Array, time: jax.Array) -> Solution:
         used = sy.transmit_time(system, h, offload, power)
+        if times == "realised":
+            fits = jnp.sum(used) <= system.slot * (1 + FIT_TOLERANCE)
+            time = jnp.where(fits, used, time)
         must = sy.forced(system).astype(h.dtype) if role == "student" else sy.required_ratio(system)
         in_time = jnp.all(used <= time * (1 + FIT_TOLERANCE))  # C5; the layers keep C1-C4
         energies = sy.realised_energies(system, h, offload, power)

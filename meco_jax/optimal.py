@@ -276,7 +276,9 @@ def _least_dual(grid: Grid, forced: Any) -> Any:
     """L(mu) of math note 3a at a grid's prices, JAX's or NumPy's: ``[J]`` [J]."""
     must_turn = forced & ~grid.base
     may_turn = (~forced)[:, None] & (grid.turn < 0)
-    return grid.offset + ((must_turn[:, None] | may_turn) * grid.turn).sum(axis=0)
+    return grid.offset + ((must_turn[:, None] | may_turn).astype(grid.turn.dtype) * grid.turn).sum(
+        axis=0
+    )
 
 
 def _saving(grid: Grid) -> jax.Array:

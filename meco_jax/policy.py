@@ -32,7 +32,7 @@ from meco_jax.allocation import (
 from meco_jax.checks import integer
 from meco_jax.describe import short_repr
 from meco_jax.files import write_atomically
-from meco_jax.network import Variables
+from meco_jax.network import Variables, widen
 from meco_jax.schemes import best_head, cheapest
 from meco_jax.system import System
 
@@ -65,7 +65,8 @@ def device_features(link: Link, forced: jax.Array, relaxed: Relaxed) -> jax.Arra
             sends = usable & (forced | (cost < link.local))
         columns += [_tame_log(link.local / cost), _tame_log(8 * shares[-1])]
     least = link.min_time / link.slot
-    columns += [forced, usable, relaxed.offload, _tame_log(8 * least)]
+    flags = [forced.astype(least.dtype), usable.astype(least.dtype)]
+    columns += [*flags, relaxed.offload, _tame_log(8 * least)]
     slack = 1 - jnp.sum(jnp.where(sends, shares[0], 0.0))
     everywhere = (
         _tame(4 * slack),
@@ -73,7 +74,7 @@ def device_features(link: Link, forced: jax.Array, relaxed: Relaxed) -> jax.Arra
         jnp.sum(jnp.where(sends, least, 0.0)),
         jnp.sum(jnp.where(forced & usable, least, 0.0)),
         _tame_log(relaxed.bound / whole),
-        _tame_log(jnp.sum(usable)),
+        _tame_log(jnp.sum(usable, dtype=least.dtype)),
     )
     columns += [jnp.broadcast_to(x, usable.shape) for x in everywhere]
     return jnp.stack([jnp.where(usable, x, 0.0) for x in columns], axis=-1)
@@ -89,7 +90,7 @@ class DeviceNetwork(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, usable: jax.Array) -> jax.Array:
         """Map features ``[K, F]`` and usable devices ``[K]`` to scores ``[K]``: send above 0."""
-        inputs, number = x, jnp.maximum(jnp.sum(usable), 1)
+        inputs, number = x, jnp.maximum(jnp.sum(usable), 1).astype(x.dtype)
         for _ in range(self.rounds):
             x = nn.relu(nn.Dense(self.width)(x))
             seen = jnp.where(usable[:, None], x, 0.0)
@@ -103,8 +104,9 @@ class DeviceNetwork(nn.Module):
 
 
 def init_params(network: DeviceNetwork, key: jax.Array) -> Variables:
-    """Initialise a network from a consumed ``key``."""
-    return dict(network.init(key, jnp.zeros((1, FEATURES)), jnp.ones(1, bool)))
+    """Initialise a network from a consumed ``key``: the same numbers in every precision."""
+    x = jnp.zeros((1, FEATURES), jnp.float32)
+    return widen(dict(network.init(key, x, jnp.ones(1, bool))))
 
 
 @short_repr

@@ -24,6 +24,7 @@ from meco_jax import system as sy
 from meco_jax.checks import outside_traces
 from meco_jax.describe import short_repr
 from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
+from meco_jax.settings import as_key, moves_data
 from meco_jax.store import RunStore
 from meco_jax.system import System, table1
 from meco_jax.training import History, Metrics, Report, cosine_adam, train_loop, whole_chunk
@@ -32,7 +33,8 @@ LOG_BASES = (2.0, math.e, 10.0)
 Sample = Callable[[jax.Array, int, int], tuple[System, jax.Array]]  # as ``sample_systems``
 
 
-def sample_systems(key: jax.Array, num: int, num_devices: int) -> tuple[System, jax.Array]:
+@moves_data
+def sample_systems(key: jax.Array | int, num: int, num_devices: int) -> tuple[System, jax.Array]:
     """Draw systems and one channel of each: up to ``num_devices`` devices, the rest padding.
 
     One half has the tasks, weights and gains of Table 1. In the other half tasks, CPUs and
@@ -46,39 +48,52 @@ def sample_systems(key: jax.Array, num: int, num_devices: int) -> tuple[System, 
 
     Returns:
         Systems with ``[N, K]`` and ``[N]`` fields, and amplitude gains ``[N, K]`` [-].
+
+    Raises:
+        ValueError: if ``key`` is neither.
     """
-    keys = iter(jax.random.split(key, 16))
+    keys = iter(jax.random.split(as_key("key", key), 16))
     each, device = (num, 1), (num, num_devices)
 
+    def uniform(shape: tuple[int, int], low: float = 0.0, high: float = 1.0) -> jax.Array:
+        return jax.random.uniform(next(keys), shape, jnp.float32, low, high)
+
     def spread(low: float, high: float, shape: tuple[int, int] = device) -> jax.Array:
-        logs = jax.random.uniform(
-            next(keys), shape, minval=math.log(low), maxval=math.log(high)
-        )  # log-uniform
-        return jnp.exp(logs)
+        return jnp.exp(uniform(shape, math.log(low), math.log(high)))  # log-uniform
 
     tables = jax.vmap(lambda seed: table1(num_devices, seed=seed))(
-        jax.random.randint(next(keys), (num,), 0, 2**31 - 1)
+        jax.random.randint(next(keys), (num,), 0, 2**31 - 1, jnp.int32)
     )
-    known = jax.random.bernoulli(next(keys), 0.5, each)
-    number = jnp.ceil(num_devices * jax.random.uniform(next(keys), each, minval=1e-3))
+    known = uniform(each) < 0.5
+    number = jnp.ceil(num_devices * uniform(each, 1e-3))
     width = spread(1.0, 10.0, each)  # of the gains in a system
-    path = spread(1e-8, 1e-4, each) * width ** (2 * jax.random.uniform(next(keys), device) - 1)
+    path = spread(1e-8, 1e-4, each) * width ** (2 * uniform(device) - 1)
     mean_gain = jnp.where(known, 1e-6, path)
-    # (-log1p(-u)) as in sample_channels
-    power_gain = -jnp.log1p(-jax.random.uniform(next(keys), device)) * mean_gain
+    power_gain = -jnp.log1p(-uniform(device)) * mean_gain  # as in sample_channels
     bandwidth = 1e7 * spread(0.3, 3.0, each) * jnp.maximum(number / 20, 1.0)
-    plain = known & jax.random.bernoulli(next(keys), 0.7, each)
+    plain = known & (uniform(each) < jnp.float32(0.7))
+
+    def wild(name: str, low: float, high: float) -> jax.Array:
+        table = getattr(tables, name).astype(jnp.float32)
+        return jnp.where(known, table, spread(low, high))
+
     systems = tables.replace(
-        task_bits=jnp.where(known, tables.task_bits, spread(2e5, 1e7)),
-        cycles_per_bit=jnp.where(known, tables.cycles_per_bit, spread(50.0, 1000.0)),
-        cpu_hz=jnp.where(known, tables.cpu_hz, spread(5e8, 4e9)),
+        task_bits=wild("task_bits", 2e5, 1e7),
+        cycles_per_bit=wild("cycles_per_bit", 50.0, 1000.0),
+        cpu_hz=wild("cpu_hz", 5e8, 4e9),
         weight=jnp.where(plain, 1.0, spread(0.2, 5.0)),
-        active=jnp.arange(num_devices)[None] < number,
+        active=jnp.arange(num_devices, dtype=number.dtype)[None] < number,
         slot=spread(0.2, 2.0, each)[:, 0],
         bandwidth=jnp.where(known, 1e7, bandwidth)[:, 0],
-        log_base=jax.random.choice(next(keys), jnp.asarray(LOG_BASES), (num,)),
+        log_base=_choice(next(keys), LOG_BASES, num),
     )
-    return systems, jnp.sqrt(power_gain)
+    return sy.check_system(systems), jnp.sqrt(power_gain).astype(jnp.result_type(float))
+
+
+def _choice(key: jax.Array, values: tuple[float, ...], num: int) -> jax.Array:
+    """Draw from a few values: ``jax.random.choice`` counts in int64 where that is on."""
+    number = jax.random.randint(key, (num,), 0, len(values), jnp.int32)
+    return jnp.asarray(values, jnp.float32)[number]
 
 
 @short_repr
@@ -107,8 +122,9 @@ class PolicyRun(NamedTuple):
     key: jax.Array
 
 
+@moves_data
 def train_policy(
-    seed: int = 0,
+    seed: int | jax.Array = 0,
     config: PolicyConfig | None = None,
     *,
     report: Report | None = None,
@@ -118,7 +134,7 @@ def train_policy(
     """Train a policy that serves any system.
 
     Args:
-        seed: of the network and of the systems.
+        seed: of the network and of the systems, an integer or a PRNG key.
         config: the settings, ``PolicyConfig()`` by default.
         report: called after every chunk with the number of steps done and the metrics.
         folder: keeps checkpoints here; a run that they hold goes on where it ended.
@@ -137,14 +153,16 @@ def train_policy(
     """
     outside_traces("train_policy", seed)
     config = check_policy_config(config or PolicyConfig())
-    begin = partial(start_policy, jax.random.key(seed), config)
+    key = as_key("seed", seed)
+    begin = partial(start_policy, key, config)
     step = lambda run, epoch: advance_policy(run, epoch, config)  # noqa: E731
     if folder is None:
         run, history = train_loop(step, begin(), config, report)
     else:
         settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
         network = {name: getattr(config.network, name) for name in ("width", "rounds", "trust")}
-        settings |= {"seed": seed, "sample": config.sample.__name__} | network
+        high, low = map(int, jax.random.key_data(key))
+        settings |= {"seed": high << 32 | low, "sample": config.sample.__name__} | network
         del settings["network"]
         with RunStore(Path(folder), settings, save_seconds) as store:
             run = begin()  # not before the folder takes it
@@ -195,7 +213,7 @@ def advance_policy(
                 _sum_losses(params, cases, key, number / total, config)
                 for cases, key in zip(draws, loss_keys)
             ]
-            count = sum(jnp.sum(cases.counts) for cases in draws)
+            count = sum(jnp.sum(cases.counts, dtype=cases.offset.dtype) for cases in draws)
             means = jax.tree.map(lambda *parts: sum(parts) / count, *sums)
             return means["loss"], means
 

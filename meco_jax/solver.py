@@ -24,6 +24,7 @@ from meco_jax.checkpoint import pretrained
 from meco_jax.checks import inside_trace, integer, is_traced, one_number, real, refuse, require
 from meco_jax.network import Policy
 from meco_jax.policy import LARGEST_EFFORT, GeneralPolicy
+from meco_jax.settings import moves_data
 from meco_jax.system import ArrayLike, System
 
 CHUNK_BYTES = 2**29  # working memory of a batch
@@ -40,6 +41,7 @@ METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
 }
 
 
+@moves_data
 def solve(
     h: ArrayLike,
     system: System | None = None,
@@ -50,7 +52,9 @@ def solve(
 ) -> Solution:
     """Decide who offloads, at what powers and in which slot times: P1, (6).
 
-    Works eagerly, under ``jax.jit`` and under ``jax.vmap``; the energy can be differentiated.
+    Works eagerly, under ``jax.jit`` and under ``jax.vmap``. The numbers of a ``Solution`` can be
+    differentiated, twice too: as those of the decision that is found, 0 where it is infeasible.
+    ``lower_bound`` has the derivative of the bound that holds, of the energy where they meet.
 
     Args:
         h: amplitude gains ``[..., K]`` [-].
@@ -125,6 +129,7 @@ def pcos(system: System, h: ArrayLike) -> Solution:
     return solve(h, system, "pcos")
 
 
+@moves_data
 def allocate(system: System, h: ArrayLike, offload: ArrayLike) -> Solution:
     """Give fixed decisions their optimal powers and times: P1, (6), with a fixed.
 
@@ -148,6 +153,7 @@ def allocate(system: System, h: ArrayLike, offload: ArrayLike) -> Solution:
     return _map_decisions(one_channel.allocate, h, system, offload)
 
 
+@moves_data
 def repair(system: System, h: ArrayLike, offload: ArrayLike) -> Solution:
     """Make decisions feasible and give them their optimal powers and times.
 
@@ -222,8 +228,9 @@ def _run(*arguments: Any) -> Solution:
 
     Each holds some 50 MB and 200 to 500 memory mappings, of which Linux grants 65 530.
     """
-    if _solve._cache_size() >= MOST_PROGRAMS:
-        _solve.clear_cache()
+    compiled: Any = _solve
+    if compiled._cache_size() >= MOST_PROGRAMS:
+        compiled.clear_cache()
     return _solve(*arguments)
 
 

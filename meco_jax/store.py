@@ -24,6 +24,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -68,6 +69,7 @@ class RunStore:
         self._epochs.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(self._folder)
         try:
+            settings = settings | {"precision": str(jnp.result_type(float))}
             _keep_settings(self._folder, json_text(settings))
             for path in self._epochs.iterdir():
                 if not path.name.isdigit():  # a killed run was writing it

@@ -27,6 +27,7 @@ from meco_jax import system as sy
 from meco_jax.checks import outside_traces
 from meco_jax.describe import short_repr
 from meco_jax.network import Policy
+from meco_jax.settings import as_key, moves_data
 from meco_jax.store import RunStore
 from meco_jax.system import System, table1
 from meco_jax.training import (
@@ -44,7 +45,10 @@ from meco_jax.training import (
 )
 
 SEEDS = "seed", "task_seed", "train_seed"
-NUMBERS = ("learning_rate", "final_learning_rate", "frozen_after", "multiplier", "multiplier_step")
+NUMBERS = (
+    "learning_rate", "final_learning_rate", "frozen_after", "multiplier", "multiplier_step",
+    "margin",
+)  # fmt: skip
 DRAWS = {"bcos": 0, "pcos": 1, "test": 2}  # folded into a lane's key
 LANE_BYTES = 4 * 2**30  # of the channels of the lanes that run at once
 
@@ -64,6 +68,7 @@ class Lanes(NamedTuple):
         return Lanes(tuple(self.points[i] for i in which), *map(take, self[1:]))
 
 
+@moves_data
 def make_grid(axes: Mapping[str, Sequence[float]]) -> Lanes:
     """Make the lanes of a full grid, the last axis fastest.
 
@@ -102,10 +107,12 @@ def make_grid(axes: Mapping[str, Sequence[float]]) -> Lanes:
             given[name] = np.broadcast_to(given[name][:, None], active.shape)
         systems = sy.check_system(systems.replace(active=active, **given))
         padded = {name: np.where(active, getattr(systems, name), 0) for name in sy.PER_DEVICE}
-        settings = {name: column(name, 0.0).astype(np.float32) for name in NUMBERS if name in axes}
+        kind = jnp.result_type(float)
+        settings = {name: column(name, 0.0).astype(kind) for name in NUMBERS if name in axes}
         return Lanes(points, sy.check_system(systems.replace(**padded)), train_seeds, settings)
 
 
+@moves_data
 def train_grid(
     lanes: Lanes,
     config: TrainConfig | None = None,
@@ -247,9 +254,10 @@ def lane_batch_size(lanes: Lanes, config: TrainConfig) -> int:
     return max(1, min(len(lanes.points), LANE_BYTES * len(jax.local_devices()) // lane_bytes))
 
 
+@moves_data
 def lane_key(seed: jax.Array | int, draw: str) -> jax.Array:
     """Key of a lane's "bcos" or "pcos" training, or of its "test" channels."""
-    return jax.random.fold_in(jax.random.key(seed), DRAWS[draw])
+    return jax.random.fold_in(as_key("seed", seed), DRAWS[draw])
 
 
 def take_lane(policies: Policy, lane: int) -> Policy:

@@ -37,7 +37,9 @@ from flax import struct
 
 from meco_jax.checks import as_floats, in_range, integer, is_traced, real, refuse
 from meco_jax.checks import require as require
+from meco_jax.derivatives import with_derivative
 from meco_jax.describe import short_repr
+from meco_jax.settings import as_key, moves_data
 from meco_jax.units import from_dbm
 
 PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")
@@ -102,30 +104,31 @@ class System(struct.PyTreeNode):
         return shape[-1]
 
 
+@moves_data
 def table1(num_devices: int = 14, slot: float = 0.5, seed: int | jax.Array = 0) -> System:
     """Draw the paper's Table 1: B 100-300 KB, C 200-400, f 1-2 GHz, uniform.
 
-    Device i's task depends on (seed, i) only, so fewer devices are a prefix of more.
+    Device i's task depends on (seed, i) only, so fewer devices are a prefix of more: the same
+    float32 numbers in every precision and with every generator of JAX.
 
     Args:
         num_devices: K, at least 1.
         slot: T [s], positive.
-        seed: seed of the task data; may be traced.
+        seed: seed of the task data, or a PRNG key; may be traced.
 
     Returns:
         A ``System`` with ``[K]`` task data and Table 1's scalars.
 
     Raises:
-        ValueError: if ``num_devices`` < 1 or ``slot`` is not positive.
+        ValueError: if ``num_devices`` < 1, ``slot`` is not positive, or ``seed`` is neither.
     """
     num_devices = integer("num_devices", num_devices, low=1)
     require("slot", slot, *SYSTEM_RANGES["slot"])
-    keys = _device_keys(jax.random.key(seed), num_devices)
-    low = jnp.array([100 * 8000.0, 200.0, 1e9])
-    high = jnp.array([300 * 8000.0, 400.0, 2e9])
-    bits, cycles, hz = jax.vmap(
-        lambda key: jax.random.uniform(key, (3,), minval=low, maxval=high), out_axes=1
-    )(keys)
+    keys = _device_keys(as_key("seed", seed), num_devices)
+    low = jnp.array([100 * 8000.0, 200.0, 1e9], jnp.float32)
+    high = jnp.array([300 * 8000.0, 400.0, 2e9], jnp.float32)
+    draw = jax.vmap(lambda key: jax.random.uniform(key, (3,), jnp.float32, low, high), out_axes=1)
+    bits, cycles, hz = draw(keys).astype(jnp.result_type(float))
     return System(
         task_bits=bits,
         cycles_per_bit=cycles,
@@ -136,14 +139,16 @@ def table1(num_devices: int = 14, slot: float = 0.5, seed: int | jax.Array = 0) 
     )
 
 
-def sample_channels(key: jax.Array, system: System, num: int) -> jax.Array:
+@moves_data
+def sample_channels(key: jax.Array | int, system: System, num: int) -> jax.Array:
     """Draw Rayleigh amplitude gains with E[h^2] = ``mean_gain``.
 
     Device i's column depends on (key, i) only, so padding devices changes no other gain.
-    The power gain is -log1p(-u) of uniform draws: the same numbers on every JAX version.
+    The power gain is -log1p(-u) of uniform draws, float32 in every precision: the same numbers
+    on every JAX version and with every generator.
 
     Args:
-        key: PRNG key, consumed.
+        key: PRNG key, consumed, or a seed.
         system: gives K and ``mean_gain`` [-].
         num: number of channels.
 
@@ -151,16 +156,20 @@ def sample_channels(key: jax.Array, system: System, num: int) -> jax.Array:
         Gains ``[num, K]`` [-].
 
     Raises:
-        ValueError: if ``num`` is negative, or ``mean_gain`` is not one positive number.
+        ValueError: if ``key`` is neither, ``num`` is negative, or ``mean_gain`` is not one
+            positive number.
     """
     num = integer("num", num, low=0)
     mean_gain = real("system.mean_gain", check_type(system).mean_gain)
     if mean_gain.shape:
         raise refuse("system.mean_gain", "one number; map over systems by jax.vmap", mean_gain)
     require("system.mean_gain", mean_gain, *SYSTEM_RANGES["mean_gain"])
-    keys = _device_keys(key, system.num_devices)
-    uniform = jax.vmap(lambda k: jax.random.uniform(k, (num,)), out_axes=1)(keys)  # [num, K]
-    return jnp.sqrt(-jnp.log1p(-uniform) * as_floats(mean_gain))
+    keys = _device_keys(as_key("key", key), system.num_devices)
+    draw = jax.vmap(lambda k: jax.random.uniform(k, (num,), jnp.float32), out_axes=1)
+    uniform = draw(keys).astype(jnp.result_type(float))  # [num, K]
+    power_gain = -jnp.log1p(-uniform) * as_floats(mean_gain)
+    heard = power_gain > 0  # the root of 0 has no derivative
+    return jnp.where(heard, jnp.sqrt(jnp.where(heard, power_gain, 1.0)), 0.0)
 
 
 def pad_devices(system: System, num_devices: int) -> System:
@@ -211,7 +220,9 @@ def rate(system: System, h: jax.Array, power: jax.Array) -> jax.Array:
 def local_time(system: System) -> jax.Array:
     """Time to compute a whole task locally, C B / f, (1) with a = 0: ``[K]`` [s]."""
     cycles = system.cycles_per_bit * system.task_bits
-    return cycles / jnp.where(cycles > 0, system.cpu_hz, 1.0)
+    never = (cycles > 0) & (system.cpu_hz == 0)
+    hz = jnp.where((cycles > 0) & jnp.logical_not(never), system.cpu_hz, 1.0)
+    return jnp.where(never, jnp.inf, cycles / hz)
 
 
 def local_energy(system: System) -> jax.Array:
@@ -225,10 +236,12 @@ def required_ratio(system: System) -> jax.Array:
     """Part of a task that must be offloaded, m^+ = max(0, 1 - f T / (C B)), (15): ``[K]`` [-]."""
     time = local_time(system)
     late = forced(system)
-    ratio = 1 - system.slot / jnp.where(late, time, 1.0)
+    ratio = jax.lax.stop_gradient(1 - system.slot / jnp.where(late, time, 1.0))
     # Rounded up: what stays, 1 - m, must be done in time even where it is tiny.
-    ratio += jax.lax.stop_gradient(jnp.nextafter(ratio, jnp.ones_like(ratio)) - ratio)
-    return jnp.where(late, ratio, 0.0)
+    ratio += jnp.nextafter(ratio, jnp.ones_like(ratio)) - ratio
+    cycles = jnp.where(late, system.cycles_per_bit * system.task_bits, 1.0)
+    formula = 1 - system.slot * (system.cpu_hz / cycles)  # fit for derivatives at f = 0 too
+    return jnp.where(late, with_derivative(ratio, formula), 0.0)
 
 
 def forced(system: System) -> jax.Array:
@@ -250,9 +263,9 @@ def transmit_time(system: System, h: jax.Array, offload: jax.Array, power: jax.A
     """
     bits = jnp.where(system.active, offload * system.task_bits, 0.0)
     bits_per_second = rate(system, h, power)
-    sends = (bits > 0) & (bits_per_second > 0)
-    time = bits / jnp.where(sends, bits_per_second, 1.0)
-    return jnp.where(sends, time, jnp.where(bits > 0, jnp.inf, 0.0))
+    heard = bits_per_second > 0  # not bits > 0: time grows with a from a = 0 on
+    time = bits / jnp.where(heard, bits_per_second, 1.0)
+    return jnp.where(heard, time, jnp.where(bits > 0, jnp.inf, 0.0))
 
 
 def realised_energy(

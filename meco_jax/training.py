@@ -22,6 +22,7 @@ from meco_jax.allocation import fits, link
 from meco_jax.checks import outside_traces
 from meco_jax.describe import short_repr
 from meco_jax.network import Decision, Network, Policy, Role
+from meco_jax.settings import as_key, moves_data
 from meco_jax.system import System
 
 Metrics = dict[str, jax.Array]
@@ -72,7 +73,7 @@ class Schedule(Protocol):
 class TrainConfig(struct.PyTreeNode):
     """Settings of Algorithm 1. Numbers that fix no shape are traced and can be swept.
 
-    Those that are None take the value of ``DEFAULTS`` for the scheme.
+    Those that are None take the value of ``DEFAULTS`` for the scheme, if it has one.
     """
 
     learning_rate: ByScheme = None  # Adam's, at the start [-]
@@ -80,6 +81,7 @@ class TrainConfig(struct.PyTreeNode):
     frozen_after: ByScheme = None  # part of the training after which batch statistics rest [-]
     multiplier: float = 5.0  # lambda_A and lambda_B at the start [local powers]
     multiplier_step: ByScheme = None  # alpha of (21), rise a slot of violation [local powers]
+    margin: float | None = None  # part of each slot time that the penalty asks to leave free [-]
     slope: Literal["teacher", "zero", "straight_through"] = struct.field(
         pytree_node=False, default="teacher"
     )  # of the binary layer's backward pass: 1 - m^+, 0 or 1
@@ -145,17 +147,25 @@ def hinge(excess: jax.Array) -> jax.Array:
 
 
 def penalised_loss(
-    system: System, h: jax.Array, decision: Decision, multiplier: jax.Array
+    system: System,
+    h: jax.Array,
+    decision: Decision,
+    multiplier: jax.Array,
+    margin: jax.Array | float | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """Compute (20) and (25), E{ sum beta [p t + eps (1 - a) B C f^2] + lambda sum H(t' - t) }.
 
-    The printed formulas drop B C f^2, which (17) has.
+    The printed formulas drop B C f^2, which (17) has. With a margin the penalty is on
+    H(t' - (1 - margin) t): a network meets t' = t up to an error of its own, and the mean (18)
+    hardly feels the small excess that breaks C5.
 
     Args:
         system: the physics.
         h: amplitude gains ``[N, K]`` [-].
         decision: the network's, ``[N, K]`` leaves.
         multiplier: lambda ``[]`` [J/s].
+        margin: part of each slot time to leave free ``[]`` [-]. None is 0, and (18) as printed
+            to the last bit.
 
     Returns:
         The loss ``[]`` [J] and metrics: "energy" [J], "violation" E sum H, (22) [s],
@@ -167,7 +177,8 @@ def penalised_loss(
         used = sy.transmit_time(system, h, offload, power)
         paid = system.weight * power * time + (1 - offload) * sy.local_energy(system)
         energy = jnp.sum(jnp.where(system.active, paid, 0.0))
-        violation = jnp.sum(jnp.where(system.active, hinge(used - time), 0.0))
+        allowed = time if margin is None else (1 - margin) * time
+        violation = jnp.sum(jnp.where(system.active, hinge(used - allowed), 0.0))
         return energy, violation, jnp.sum(used) <= system.slot
 
     energy, violation, on_time = (jnp.mean(x) for x in jax.vmap(one)(h, decision))
@@ -175,10 +186,11 @@ def penalised_loss(
     return energy + multiplier * violation, metrics
 
 
+@moves_data
 def train(
     system: System,
     *,
-    key: jax.Array,
+    key: jax.Array | int,
     config: TrainConfig | None = None,
     report: Report | None = None,
 ) -> tuple[Policy, History]:
@@ -186,7 +198,7 @@ def train(
 
     Args:
         system: the physics; the tasks stay fixed, the network sees the gains only.
-        key: PRNG key, consumed.
+        key: PRNG key, consumed, or a seed.
         config: the settings, ``TrainConfig()`` by default.
         report: called after every chunk with the number of steps done and the metrics.
 
@@ -195,12 +207,13 @@ def train(
         over the chunk's last epoch.
 
     Raises:
-        ValueError: if a value of the system or the configuration is out of its range.
+        ValueError: if ``key`` is neither, or a value of the system or the configuration is out
+            of its range.
     """
     outside_traces("train", system, key)
     config = check_config(config or TrainConfig())
     system = sy.check_system(system)
-    run = _start(key, system, config)
+    run = _start(as_key("key", key), system, config)
     run, history = train_loop(lambda *at: _advance(*at, system, config), run, config, report)
     return make_policy(run.state, system, config), history
 
@@ -287,7 +300,7 @@ def advance(
         order = jax.random.permutation(order_key, config.num_channels)
         shape = (config.steps_per_epoch, config.batch_size)
         batches = channels[order[: shape[0] * shape[1]].reshape(shape)]
-        frozen = number >= config.frozen_after * config.epochs
+        frozen = number.astype(channels.dtype) >= config.frozen_after * config.epochs
         step = partial(alternating_step, system=system, config=config, frozen=frozen)
         state, metrics = jax.lax.scan(step, state, batches)
         return state, jax.tree.map(jnp.mean, metrics)
@@ -330,6 +343,8 @@ def check_config(config: TrainConfig) -> TrainConfig:
         raise ValueError(f"config.hidden must be widths of at least 1; got {config.hidden}")
     for name in (*own, "final_learning_rate", "multiplier"):
         sy.require(f"config.{name}", getattr(config, name), 0.0, included=True)
+    if config.margin is not None and not 0 <= config.margin < 1:
+        raise ValueError(f"config.margin must be at least 0 and below 1; got {config.margin}")
     if config.batch_size > config.num_channels:
         raise ValueError(
             f"config.batch_size must be at most num_channels, {config.num_channels}; "
@@ -346,7 +361,7 @@ def check_config(config: TrainConfig) -> TrainConfig:
 def local_power(system: System) -> jax.Array:
     """Mean weighted energy of a local task over the slot, mean(e) / T: the unit of lambda [W]."""
     local = jnp.where(system.active, sy.local_energy(system), 0.0)
-    return jnp.sum(local) / (jnp.sum(system.active) * system.slot)
+    return jnp.sum(local) / (jnp.sum(system.active, dtype=local.dtype) * system.slot)
 
 
 def init_state(key: jax.Array, system: System, config: TrainConfig) -> TrainState:
@@ -447,7 +462,7 @@ def _descend(
             config.network(), variables, system, batch, role,
             slope=config.slope, scaling=config.input_scaling, train=train,
         )  # fmt: skip
-        value, metrics = penalised_loss(system, batch, decision, learner.multiplier)
+        value, metrics = penalised_loss(system, batch, decision, learner.multiplier, config.margin)
         # In units of a local task the loss is of order one, whatever the system.
         return value / (local_power(system) * system.slot), (stats, metrics | {"loss": value})
 
@@ -479,4 +494,10 @@ def cosine_adam(config: Schedule) -> optax.GradientTransformation:
         final = config.final_learning_rate
         return config.learning_rate * (final + (1 - final) * fall)
 
-    return optax.adam(rate)
+    adam = optax.adam(rate)
+
+    def update(*arguments: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):  # optax counts on it
+            return adam.update(*arguments)
+
+    return optax.GradientTransformation(adam.init, update)

@@ -57,6 +57,25 @@ def test_wrong_files_are_refused(policy, tmp_path):
         load_policy(tmp_path / "missing.npz")
 
 
+def test_policies_load_in_the_precision_that_runs(policy, tmp_path, key):
+    """A file of a float64 process, here; what float32 cannot hold is refused."""
+    save_policy(tmp_path / "p.npz", policy)
+    with np.load(tmp_path / "p.npz") as file:
+        wide = {name: x.astype(np.float64) for name, x in file.items() if x.dtype == np.float32}
+    rewrite(tmp_path / "p.npz", tmp_path / "wide.npz", **wide)
+    loaded = load_policy(tmp_path / "wide.npz")
+    h = sample_channels(key, table1(3), 20)
+    jax.tree.map(np.testing.assert_array_equal, policy(h), loaded(h))
+    name = "variables/params/decision/Dense_0/kernel"
+    rewrite(tmp_path / "wide.npz", tmp_path / "far.npz", **{name: 1e300 * wide[name]})
+    with pytest.raises(ValueError, match=f"{name}.npy must hold finite float32 numbers"):
+        load_policy(tmp_path / "far.npz")
+    mixed = {name: wide[name].astype(np.float32)}
+    rewrite(tmp_path / "wide.npz", tmp_path / "mixed.npz", **mixed)
+    with pytest.raises(ValueError, match=f"{name} as .*float64.*; got .*float32"):
+        load_policy(tmp_path / "mixed.npz")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")

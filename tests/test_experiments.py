@@ -286,6 +286,24 @@ def test_grid_draws_the_plane(tmp_path):
     assert (tmp_path / "plane.png").stat().st_size > 5000
 
 
+def test_constraints_judges_the_raw_networks(tmp_path):
+    flags = ("--num_devices=2", "--multiplier_steps=5", "--margins=0,0.5", *TINY[2:])
+    result = run(*flags, f"--output_dir={tmp_path}", script="constraints")
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "constraints.csv") as file:
+        rows = list(csv.DictReader(file))
+    place = [(row["scheme"], row["margin"]) for row in rows]
+    assert place == [(name, m) for name in ("bcos_raw", "pcos_learned") for m in ("0", "0.5")]
+    whole = {(row["scheme"], row["margin"]): row for row in read(tmp_path)}
+    for row in rows:
+        same = whole[row["scheme"], row["margin"]]
+        assert row["kept"] == same["feasible_fraction"]
+        assert float(row["kept"]) <= float(row["kept_realised"])
+        if row["scheme"] == "bcos_raw":
+            assert row["gap_mean"] == same["gap_to_optimum_mean"]
+    assert len({row["gap_mean"] for row in rows}) == 4  # the margin reaches the training
+
+
 def test_frontier_ranks_the_methods(tmp_path):
     flags = ("--num_devices=3", "--channels=16", "--slow_channels=4", "--nonlinear_channels=2",
              "--latency_calls=3", "--repeats=1", "--num_channels=200", "--batch_size=100",

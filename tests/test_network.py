@@ -114,6 +114,29 @@ def test_padding_devices_change_nothing(key):
         np.testing.assert_array_equal(many.time[:, 3:], 0)
 
 
+def test_realised_times_keep_the_constraints_at_the_same_energy(key):
+    """t' for t wherever sum t' <= T: no other a, p or energy, and C1-C5 by float64 arithmetic."""
+    system = sy.check_system(table1(4).replace(max_power=0.02))
+    network = nw.Network((8, 8))
+    policy = nw.Policy(nw.init_variables(network, key, 4), system, network)
+    h = sample_channels(jax.random.key(1), system, 300)
+    own, kept = policy(h), policy(h, times="realised")
+    for name in ("offload", "power", "energy", "lower_bound"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(own, name))
+    gain = np.asarray(h, np.float64) ** 2 / 1e-9
+    bits = np.asarray(own.offload, np.float64) * np.asarray(system.task_bits)
+    used = bits / (1e7 * np.log2(1 + np.asarray(own.power, np.float64) * gain))  # t'
+    late = used.sum(axis=1) > 0.5
+    assert 20 < late.sum() < 280
+    np.testing.assert_array_equal(kept.feasible, ~late)
+    assert not np.any(own.feasible & ~kept.feasible)
+    assert np.sum(own.feasible) < np.sum(kept.feasible)
+    np.testing.assert_allclose(kept.time[~late], used[~late], rtol=1e-5)
+    np.testing.assert_array_equal(kept.time[late], own.time[late])
+    with pytest.raises(ValueError, match="times must be one of network, realised; got 'mine'"):
+        policy(h, times="mine")
+
+
 def test_batch_normalisation_uses_the_batch_in_training_only(key):
     network, system = nw.Network((16, 8)), table1(4)
     variables = nw.init_variables(network, key, 4)

@@ -243,6 +243,7 @@ TABLES = {  # by script: what it reads, the last one damaged, and a column that 
     "grid": ({"results": committed("plane")}, "gap_to_optimum_mean"),
     "delay_cdf": ({"results": committed("figure6"),
                    "cdf": committed("figure6_cdf")}, "sending_time_s"),
+    "constraints": ({"constraints": committed("constraints")}, "kept_realised"),
     "frontier": ({"results": committed("frontier")}, "gap_mean"),
     "evaluate_policy": ({"gaps": committed("policy"), "beyond": committed("beyond"),
                          "csi": committed("csi")}, "late_fraction"),

@@ -142,6 +142,10 @@ def test_resume_is_bitwise_equal(tmp_path):
         train_grid(lanes(), config.replace(batch_size=25), folder=tmp_path)
     with pytest.raises(ValueError, match="num_devices must be"):
         train_grid(make_grid({"num_devices": [2, 5]}), config, folder=tmp_path)
+    record = tmp_path / "settings.json"  # as a process in the other precision leaves it
+    record.write_text(record.read_text().replace('"float32"', '"float64"'))
+    with pytest.raises(store.OtherRunError, match=r"precision must be float64 to go on .*float32"):
+        train_grid(lanes(), config, folder=tmp_path)
 
 
 def test_every_scheme_on_the_same_channels():

@@ -3,7 +3,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meco_jax import System, pad_devices, sample_channels, solve, table1
+from meco_jax import (
+    System,
+    pad_devices,
+    sample_channels,
+    sample_systems,
+    solve,
+    table1,
+    train,
+    train_policy,
+)
 from meco_jax import system as sy
 
 
@@ -71,6 +80,93 @@ def test_channels_are_rayleigh(key):
     # exponential: P(x > mean) = 1 / e, variance = mean^2
     assert np.mean(power_gain > 1e-6) == pytest.approx(np.exp(-1), abs=0.005)
     assert np.std(power_gain) == pytest.approx(1e-6, rel=0.02)
+
+
+KEYS = {
+    "Python": lambda: 5,
+    "NumPy": lambda: np.uint8(5),
+    "an array": lambda: jnp.asarray(5),
+    "typed": lambda: jax.random.key(5),
+    "raw": lambda: jax.random.PRNGKey(5),
+    "raw, in NumPy": lambda: np.asarray(jax.random.PRNGKey(5)),
+    "rbg": lambda: jax.random.key(5, impl="rbg"),
+    "unsafe_rbg": lambda: jax.random.key(5, impl="unsafe_rbg"),
+    "rbg, raw": lambda: jax.random.key_data(jax.random.key(5, impl="rbg")),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_seeds_and_keys_mean_the_same(kind):
+    system = table1(3)
+    uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(jax.random.key(5), i), (4,)))
+    gains = np.sqrt(-1e-6 * np.log1p(-np.asarray(uniform(jnp.arange(3))).T))
+    np.testing.assert_allclose(sample_channels(KEYS[kind](), system, 4), gains, rtol=1e-6)
+    same = jax.jit(lambda key: sample_channels(key, system, 4))(KEYS[kind]())
+    np.testing.assert_allclose(same, gains, rtol=1e-6)
+
+
+def test_seeds_count_modulo_two_to_the_32():
+    small, large = (sample_channels(seed, table1(2), 3) for seed in (-1, 2**40 - 1))
+    np.testing.assert_array_equal(small, large)
+
+
+def test_all_words_of_a_key_count():
+    """Keys of rbg whose second half differs, as those of unsafe_rbg do."""
+    words = jnp.array([[1, 2, 1, 2], [1, 2, 3, 2], [1, 2, 1, 4], [1, 2, 1, 5]], jnp.uint32)
+    keys = jax.random.wrap_key_data(words, impl="rbg")
+    gains = jax.vmap(lambda key: sample_channels(key, table1(2), 3))(keys)
+    assert len(np.unique(gains)) == gains.size
+    for key, own in zip(keys, gains):
+        np.testing.assert_array_equal(sample_channels(key, table1(2), 3), own)
+
+
+def test_draws_are_those_of_jax():
+    """Its default generator's, by which trainings were made."""
+    ours, jaxs = sy.as_key("key", 3), jax.random.key(3)
+    for draw in (
+        lambda key: jax.random.bits(key, (2, 3), np.uint8),
+        lambda key: jax.random.bits(key, (5,), np.uint32),
+        lambda key: jax.random.normal(key, (2, 3)),
+        lambda key: jax.random.permutation(key, 50),
+        lambda key: jax.random.key_data(jax.random.split(key, (2, 3))),
+    ):
+        np.testing.assert_array_equal(draw(jax.random.clone(ours)), draw(jax.random.clone(jaxs)))
+
+
+@pytest.mark.parametrize(
+    ("key", "got"),
+    [
+        (None, "None"),
+        (True, "True"),
+        (0.5, "0.5"),
+        ("0", "'0'"),
+        ([0, 1], r"\[0, 1\]"),
+        (np.arange(3), "an array of int64 of shape"),
+        (np.float32(1), "an array of float32 of shape"),
+        (jnp.zeros(2, jnp.int32), "an array of int32 of shape"),
+        (jax.random.split(jax.random.key(0), 2), "an array of key<fry> of shape"),
+    ],
+)
+def test_other_keys_are_named(key, got):
+    rule = f"must be an integer or one PRNG key; got {got}"
+    with pytest.raises(ValueError, match=f"key {rule}"):
+        sample_channels(key, table1(2), 3)
+    with pytest.raises(ValueError, match=f"seed {rule}"):
+        table1(2, seed=key)
+    with pytest.raises(ValueError, match=f"key {rule}"):
+        train(table1(2), key=key)
+    with pytest.raises(ValueError, match=f"key {rule}"):
+        sample_systems(key, 3, 2)
+    with pytest.raises(ValueError, match=f"seed {rule}"):
+        train_policy(key)
+
+
+@pytest.mark.parametrize("method", ["mcos_partial", "pcos"])
+def test_the_slot_has_a_slope_outside_jit(method):
+    system, h = table1(2).replace(cpu_hz=jnp.array([5e8, 2e9])), jnp.full(2, 1e-3)
+    energy = lambda slot: solve(h, system.replace(slot=slot), method=method).energy  # noqa: E731
+    difference = (energy(0.502) - energy(0.498)) / 0.004
+    np.testing.assert_allclose(jax.grad(energy)(0.5), difference, rtol=0.01)
 
 
 def test_padding_is_inactive():

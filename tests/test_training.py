@@ -38,6 +38,45 @@ def test_penalised_loss_by_hand():
     assert loss == pytest.approx((5.4e-4 + 5.4e-4 + 0.04) / 2 + 10 * 0.02, rel=1e-5)
 
 
+def test_margin_by_hand():
+    """A slot time of 0.06 s less a margin of 0.25 leaves 0.045 s for the task."""
+    system = table1(2).replace(task_bits=jnp.array([1e6, 2e6]), slot=0.5)
+    h, power = jnp.full((2, 2), 1e-3), jnp.full((2, 2), 3e-3)  # r = 2e7 bit/s, as above
+    offload, time = jnp.array([[1.0, 1.0], [1.0, 0.0]]), jnp.full((2, 2), 0.06)
+    loss = partial(tr.penalised_loss, system, h, Decision(offload, power, time), jnp.asarray(10.0))
+    value, metrics = loss(0.25)
+    # t' = (0.05, 0.1) s and (0.05, 0) s: H = 0.005 + 0.055 and 0.005 + 0; E sum H = 0.0325
+    assert metrics["violation"] == pytest.approx(0.0325, rel=1e-5)
+    assert value - metrics["energy"] == pytest.approx(0.325, rel=1e-5)
+    assert metrics["energy"] == loss()[1]["energy"]  # what is paid for stays
+
+
+def test_the_default_computes_the_paper_and_nothing_else(key):
+    """Without a margin not an operation is added: one more, and the last bits would change."""
+    system = sy.check_system(table1(3))
+    h = sample_channels(key, system, 4)
+    decision = Decision(*(jnp.full((4, 3), v) for v in (0.7, 0.05, 0.02)))
+
+    def paper(decision):
+        def one(h, decision):
+            offload, power, time = decision
+            used = sy.transmit_time(system, h, offload, power)
+            paid = system.weight * power * time + (1 - offload) * sy.local_energy(system)
+            energy = jnp.sum(jnp.where(system.active, paid, 0.0))
+            violation = jnp.sum(jnp.where(system.active, jnp.maximum(used - time, 0.0), 0.0))
+            return energy, violation, jnp.sum(used) <= system.slot
+
+        energy, violation, _ = (jnp.mean(x) for x in jax.vmap(one)(h, decision))
+        return energy + 3.0 * violation
+
+    def ours(margin):
+        loss = lambda decision: tr.penalised_loss(system, h, decision, 3.0, margin)[0]  # noqa: E731
+        return str(jax.make_jaxpr(loss)(decision))
+
+    assert ours(TrainConfig().margin) == str(jax.make_jaxpr(paper)(decision))
+    assert ours(0.0) != ours(None)
+
+
 def test_loss_gradients_are_the_smooth_ones(key):
     """Against central differences, on the teacher's relaxed ratios."""
     system = table1(3)
@@ -188,6 +227,9 @@ def test_schemes_have_their_own_defaults():
         ({"batch_size": 80}, "config.num_channels must be a multiple of batch_size, 80; got 200"),
         ({"batch_size": 500}, "config.batch_size must be at most num_channels, 200; got 500"),
         ({"hidden": (16, 0)}, r"config.hidden must be widths of at least 1; got \(16, 0\)"),
+        ({"margin": 1.0}, "config.margin must be at least 0 and below 1; got 1.0"),
+        ({"margin": -0.1}, "config.margin must be at least 0 and below 1; got -0.1"),
+        ({"margin": float("nan")}, "config.margin must be at least 0 and below 1; got nan"),
         ({"learning_rate": -1.0}, "config.learning_rate must be finite and at least 0; got -1.0"),
     ],
 )

@@ -1,0 +1,50 @@
+"""Derivatives by rule: of values that come out of loops and choices, to any order.
+
+A search for the best price or time is not differentiated step by step. Its result follows
+from an equation (implicit functions), and what it minimises has the derivative at constant
+result (envelopes). Both rules are differentiable themselves. No rule costs a value anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+
+
+@jax.custom_jvp
+def with_derivative(value: Any, formula: Any) -> Any:
+    """Return ``value`` with the derivatives of ``formula``, its equal but for rounding."""
+    del formula
+    return value
+
+
+@with_derivative.defjvp
+def _with_derivative_rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    return with_derivative(*primals), tangents[1]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def at_best(function: Callable[..., Any], given: tuple[Any, ...], best: tuple[Any, ...]) -> Any:
+    """Evaluate ``function(*given, *best)``, where ``best`` makes it stationary: an envelope.
+
+    The derivative is the partial one in ``given``, at ``best`` as it is; ``best`` itself may
+    depend on what is differentiated, and its derivatives enter the second ones.
+
+    Args:
+        function: of arguments alone, it may close over no array.
+        given: its first arguments.
+        best: its other arguments.
+    """
+    return function(*given, *best)
+
+
+@at_best.defjvp
+def _at_best_rule(
+    function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    given, best = primals
+    _, slope = jax.jvp(lambda *given: function(*given, *best), given, tangents[0])
+    return at_best(function, given, best), slope
