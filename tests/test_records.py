@@ -348,6 +348,8 @@ def test_nothing_is_left_out_of_a_figure():
     }  # fmt: skip
     assert len(left.collections) == 2  # bands of twelve seeds
     assert len(middle.collections) == 1
+    few = figures.energy_figure([row for row in rows if row["scheme"] == "droo"], "num_devices")
+    assert [line.get_label() for line in few.axes[0].lines] == ["droo"]
     shown = [(line.get_color(), line.get_linestyle()) for line in left.lines]
     assert len(set(shown)) == len(names)
     quantiles = [{"scheme": name, "probability": p, "sending_time_s": p}
