@@ -88,7 +88,7 @@ def test_wrong_weights_are_named(saved, tmp_path):
     kernel, bits = (np.load(saved)[name] for name in (KERNEL, "system/task_bits"))
     nan, bad = np.where(kernel > 0, kernel, np.nan), tmp_path / "bad.npz"
     for settings, changes, message in (
-        ({}, {KERNEL: nan}, f"{KERNEL}.npy must hold finite numbers"),
+        ({}, {KERNEL: nan}, f"{KERNEL}.npy must hold finite float32 numbers"),
         ({}, {"system/task_bits": -bits}, "system.task_bits must be finite and at least 0; got -"),
         ({}, {"system/slot": np.float32(0)}, "system.slot must be finite and above 0; got 0"),
         ({}, {KERNEL: kernel.astype(">f4")}, f"{KERNEL} as .*; got"),
@@ -262,7 +262,8 @@ def test_a_run_that_cannot_be_read_says_what_to_delete(tmp_path, monkeypatch):
     record.write_text("[" * 10**6)
     with pytest.raises(DamagedRunError, match=f"settings.json cannot be read; {remedy}"):
         load_some(folder)
-    record.write_bytes(b'\xef\xbb\xbf{\r\n"x":1.0}\r\n')  # another program saved the same
+    # Another program saved the same.
+    record.write_bytes(b'\xef\xbb\xbf{\r\n"x":1.0,"precision":"float32"}\r\n')
     assert load_some(folder) == 3
     record.unlink()
     with pytest.raises(DamagedRunError, match=f"settings.json is missing; {remedy}"):
@@ -270,7 +271,7 @@ def test_a_run_that_cannot_be_read_says_what_to_delete(tmp_path, monkeypatch):
     record.write_text('{"x": 2}')
     with pytest.raises(OtherRunError, match="x must be 2 to go on"):
         load_some(folder)
-    record.write_text('{"x": 1}')
+    record.write_text('{"x": 1, "precision": "float32"}')
     for epoch in "23":
         (folder / "epochs" / epoch / "sha256").write_bytes(b"0")
     with pytest.raises(DamagedRunError, match=f"epochs/3 cannot be read; {remedy}"):
