@@ -299,12 +299,15 @@ def priced_set(link: Link, offload: jax.Array) -> tuple[jax.Array, jax.Array, ja
     sends = link.usable & (offload > 0) & fit
     sent = jnp.where(sends, offload, 0.0)
     log_mu = jax.lax.stop_gradient(slot_price(link, sent))
-    fastest, wanted = sent * link.load / link.max_nats, sent * link.load / best_nats(link, log_mu)
+    nats = best_nats(link, log_mu)
+    fastest, wanted = sent * link.load / link.max_nats, sent * link.load / nats
+    # Exactly nothing at full power: a rounding of a long time is long beside short ones.
+    longer = jnp.where(nats < link.max_nats, wanted - fastest, 0.0)
     # Blend in the fastest times, so that the slot is met however exact the price is.
     spare = link.slot * room(least_shares(link, sent), sends)
-    extra = jnp.sum(wanted - fastest)
+    extra = jnp.sum(longer)
     blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, 2.0)
-    time = jax.lax.stop_gradient(fastest + blend * (wanted - fastest))
+    time = jax.lax.stop_gradient(fastest + blend * longer)
 
     kept = jnp.sum((1 - offload) * link.local)
     energy = energy_spent(link, offload, time)
@@ -391,13 +394,15 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
     bracket = jax.lax.fori_loop(0, BISECTION_STEPS, halve, bracket)
     low, high, offload_low, offload_high = bracket
     time_low, time_high = times(low, offload_low), times(high, offload_high)
-    spare, extra = left(high, offload_high), jnp.sum(time_low - time_high)
+    same = (offload_low == offload_high) & (best_nats(link, low) >= link.max_nats)
+    longer = jnp.where(same, 0.0, time_low - time_high)
+    spare, extra = left(high, offload_high), jnp.sum(longer)
     blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, 1.0)
     slope = jnp.where(jnp.any(wanted), _dual(link, must, high), jnp.sum(link.local))
     bound = with_derivative(proven_dual(link, must, wanted, high), slope)
     return Relaxed(
         offload=jax.lax.stop_gradient(offload_high + blend * (offload_low - offload_high)),
-        time=jax.lax.stop_gradient(time_high + blend * (time_low - time_high)),
+        time=jax.lax.stop_gradient(time_high + blend * longer),
         sends=offload_high >= 1,
         log_mu=high,
         bound=jnp.where(feasible, bound, jnp.inf),
