@@ -449,13 +449,13 @@ def price_grid(link: Link, base: jax.Array, log_mu: jax.Array, num: int, width: 
         x[:, None] for x in (link.load, link.gain, link.weight, link.usable, link.local,
                              link.load / link.max_nats, base)
     )  # fmt: skip
-    mu, time = jnp.exp(prices), link.load[:, None] / nats
+    mu, time = jnp.exp(prices)[None], load / nats
     sent = time * (weight * jnp.expm1(nats) / gain)
     cost = sent + time * mu
     # The fastest times of the base are counted exactly, in what is left of the slot.
     beyond = sent + jnp.where(nats < link.max_nats[:, None], mu * (time - fastest), 0.0)
     members = base & link.usable
-    spare = mu * link.slot * room(least_shares(link, members), members)
+    spare = mu[0] * link.slot * room(least_shares(link, members), members)
     slack = _rounding(link) * 4 * (4 + math.log2(len(base)))
     spent = pairwise_sum(jnp.where(base_column & usable, beyond, local))
     offset = spent - spare - slack * (spent + jnp.abs(spare))
@@ -529,7 +529,7 @@ def proven_dual(link: Link, must: jax.Array, free: jax.Array, log_mu: jax.Array)
     energy = energy * (1 + exact.load_rest * nats * (1 + 1 / grown) - exact.gain_rest)
     least = link.slot * (exact.coarse + exact.fine)
     energy = jnp.where(capped, link.weight * link.max_power * least, energy)
-    doubt = jnp.where(capped, 6.0, 8 + 2 * nats) * unit * energy
+    doubt = jnp.where(capped, 4.0, 6 + nats * (1 + 1 / grown)) * unit * energy
     time = jnp.where(capped, 0.0, time)
     whole = energy + mu * jnp.where(capped, least, time)
     sent = jnp.where(free & (whole < link.local), 1.0, must)
@@ -541,18 +541,22 @@ def proven_dual(link: Link, must: jax.Array, free: jax.Array, log_mu: jax.Array)
     steps = jnp.round(part / step) * step  # their sums are exact
     coarse, fine = (jnp.sum(jnp.where(capped, share, 0.0)) for share in shares)
     left, more = twofold.two_product(link.slot, 1 - coarse)
-    spare = mu * ((left - jnp.sum(steps)) + (more - jnp.sum(part - steps + rest) - link.slot * fine))
+    spare = mu * (
+        (left - jnp.sum(steps)) + (more - jnp.sum(part - steps + rest) - link.slot * fine)
+    )
     spent = jnp.where(sent > 0, sent * energy, 0.0) + (1 - sent) * link.local
-    value = pairwise_sum(spent)
+    step = SHARE_UNIT * twofold.power_of_two(jnp.maximum(jnp.max(spent), LEAST_POWER))
+    whole_steps = jnp.round(spent / step) * step
+    value = jnp.sum(whole_steps) + jnp.sum(spent - whole_steps)
 
-    doubt = jnp.where(sent > 0, sent * doubt, 0.0) + 8 * unit * (1 - sent) * link.local
+    doubt = jnp.where(sent > 0, sent * doubt, 0.0) + 7 * unit * (1 - sent) * link.local
     tie = free & (jnp.abs(whole - link.local) <= 32 * unit * link.local)
     doubt += jnp.where(tie, 16 * unit * link.local, 0.0)
     split = (must > 0) & (must < 1) & (sent < 1)  # m is rounded
     doubt += jnp.where(split, 8 * unit * whole, 0.0)
     lost = jnp.where(capped, tiny / 8 + SMALLEST / link.max_nats, tiny) * shares[0]
     doubt = pairwise_sum(doubt) + mu * link.slot * pairwise_sum(jnp.where(sent > 0, lost, 0.0))
-    doubt += (4 + math.log2(len(sent))) * unit * value + 4 * unit * jnp.abs(spare)
+    doubt += (3 + len(sent) * SHARE_UNIT) * unit * value + 4 * unit * jnp.abs(spare)
     bound = value - spare - doubt
     return jnp.where(bound > 0, bound, 0.0)  # and where it is not a number
 
