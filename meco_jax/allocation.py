@@ -70,8 +70,9 @@ class Link(NamedTuple):
 class Grid(NamedTuple):
     """Dual terms at J prices, math note 3b: the dual of S is ``offset + sum_(S xor base) turn``.
 
-    All terms are low by what rounding can take: every dual is a bound. Counted from a set that is good at these prices: from any other, such as that of nobody,
-    the dual would be a small difference of large sums.
+    All terms are low by what rounding can take: every dual is a bound. Counted from a set that
+    is good at these prices: from any other, such as that of nobody, the dual would be a small
+    difference of large sums.
     """
 
     log_mu: jax.Array  # [J] prices [ln W]
@@ -131,8 +132,8 @@ def _exact(
 
     Each residual is that of the equation which defines the number, in pairs of floats.
     """
-    log_base, given = jnp.log(system.log_base), (load, gain, nats)
-    given = jax.lax.stop_gradient((*given, log_base, system, h))
+    log_base = jnp.log(system.log_base)
+    given = jax.lax.stop_gradient((load, gain, nats, log_base, system, h))
     # Computed once: in two places compilers may round the same number in two ways.
     load, gain, nats, log_base, system, h = jax.lax.optimization_barrier(given)
     all_nats = jnp.append(jnp.minimum(nats, 87.0), log_base)

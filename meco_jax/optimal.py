@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -221,14 +222,13 @@ def _count_bounds(state: _Search, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     least += state.p.min_time[state.forced].sum()
     fits = least <= state.p.slot * (1 + FIT_TOLERANCE)
     best = np.argmax(duals, axis=1)
-    return np.where(fits, duals[np.arange(len(best)), best], np.inf), grid.log_mu[best]
+    return np.where(fits, duals[np.arange(len(best)), best], np.inf), np.asarray(grid.log_mu)[best]
 
 
 def _from_forced(state: _Search, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Count duals from the set of the forced devices: its ``[J]`` and the savings ``[F, J]`` [J]."""
+    """Dual values of the forced devices alone ``[J]``, and the savings ``[F, J]`` [J]."""
     offset = _set_dual(state.forced & state.p.usable, grid)
-    saving = np.where(grid.base[:, None], grid.turn, -grid.turn)
-    return offset, saving[state.free]
+    return offset, np.where(grid.base[:, None], grid.turn, -grid.turn)[state.free]
 
 
 def _heads(state: _Search, grid: Grid, count: int) -> np.ndarray:
@@ -243,20 +243,18 @@ def _heads(state: _Search, grid: Grid, count: int) -> np.ndarray:
 def _search_count(state: _Search, count: int, log_mu: float) -> None:
     """Search the decisions with ``count`` free senders, device by device."""
     p, free = state.p, state.free
+    if count in (0, len(free)):  # one set
+        whole = state.forced.copy()
+        whole[free] |= count > 0
+        state.try_set(whole)
+        return
     state.nodes -= EXACT_NODES
     grid = _host_grid(p, log_mu, COARSE[1])
     offset, saving = _from_forced(state, grid)
     order = -np.sort(-saving, axis=0)
     least = offset - order[:count].sum(axis=0)
-    last = order[count - 1] if count else np.full_like(offset, np.inf)
-    following = order[count] if count < len(free) else np.full_like(offset, -np.inf)
-    price = np.where(np.isinf(last), following, np.where(np.isinf(following), last,
-                     (last + following) / 2))  # fmt: skip
-    extra = np.where(np.isinf(price), 0.0, saving - price)  # what sending saves, and its price
+    extra = saving - (order[count - 1] + order[count]) / 2  # and the price of sending
     stay, send = np.maximum(extra, 0), np.maximum(-extra, 0)  # what the other side costs
-    if count in (0, len(free)):  # one set
-        stay, send = (np.where(count == 0, 0, np.inf), np.where(count == 0, np.inf, 0))
-        stay, send = np.full_like(saving, stay), np.full_like(saving, send)
     if least.max() >= state.cut:
         return
     kept, sent = (least + stay).max(axis=1), (least + send).max(axis=1)
@@ -319,7 +317,7 @@ def allocate_on_host(p: Link, chosen: np.ndarray) -> tuple[float, np.ndarray, np
     time, power = np.zeros(len(chosen)), np.zeros(len(chosen))
     kept = np.where(chosen, 0.0, p.local).sum()
     sends = chosen & p.usable
-    q = Link(*(x[sends] if np.ndim(x) else x for x in p[:-1]), p.exact)
+    q: Any = SimpleNamespace(**{n: x[sends] if np.ndim(x) else x for n, x in p._asdict().items()})
     spare = p.slot - q.min_time.sum()
     if spare < -FIT_TOLERANCE * p.slot:
         return np.inf, power, time
@@ -351,7 +349,9 @@ def solution_on_host(system: System, h: np.ndarray, chosen: np.ndarray) -> Solut
     energy, power, time = allocate_on_host(_host_link(system, h), chosen)
     least = np.where(time > 0, LEAST_POWER, 0.0)
     values: tuple[Any, ...] = (chosen, np.maximum(power, least), time, energy, 0.0)
-    return Solution(*(np.asarray(x, h.dtype) for x in values), feasible=np.isfinite(energy))  # type: ignore[arg-type]
+    offload, *floats = (np.asarray(x, h.dtype) for x in values)
+    terms: tuple[Any, ...] = (offload, *floats, np.isfinite(energy))
+    return Solution(*terms)  # type: ignore[call-arg]
 
 
 def _host_link(system: System, h: np.ndarray) -> Link:
@@ -408,7 +408,7 @@ def _host_nats(log_y: np.ndarray) -> np.ndarray:
     return x
 
 
-def _host_excess(x: np.ndarray) -> np.ndarray:
+def _host_excess(x: Any) -> np.ndarray:
     """The float64 NumPy twin of ``allocation._excess``."""
     return np.where(x < 1e-3, x * x / 2 - x**3 / 6 + x**4 / 24, x + np.expm1(-x))
 

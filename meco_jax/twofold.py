@@ -23,7 +23,7 @@ _HIGH = round(_STEP * 2**17) / 2**17  # 11 bits, as the next: whole multiples ar
 _MIDDLE = round((_STEP - _HIGH) * 2**28) / 2**28
 _LOW = _STEP - _HIGH - _MIDDLE
 _GROWTH = np.array([math.expm1(_STEP * i) for i in range(STEPS)])
-_BITS = {32: np.uint32, 64: np.uint64}
+_BITS: dict[int, type[np.unsignedinteger]] = {32: np.uint32, 64: np.uint64}
 _HALF = {32: 12, 64: 27}  # the lower digits
 
 
@@ -89,6 +89,6 @@ def _cut(x: jax.Array, digits: int | None = None) -> jax.Array:
     """Clear a float's last binary digits, by default the lower half."""
     bits = jnp.finfo(x.dtype).bits
     kind = _BITS[bits]
-    mask = kind(2**bits - 2 ** (digits or _HALF[bits]))
-    whole = jax.lax.bitcast_convert_type(x, kind) & mask
+    mask: np.unsignedinteger = kind(2**bits - 2 ** (digits or _HALF[bits]))
+    whole = jnp.bitwise_and(jax.lax.bitcast_convert_type(x, kind), mask)
     return jax.lax.bitcast_convert_type(whole, x.dtype)
