@@ -435,7 +435,9 @@ def _least_dual(grid: Grid, forced: Any) -> Any:
     """L(mu) of math note 3a at a grid's prices, JAX's or NumPy's: ``[J]`` [J]."""
     must_turn = forced & ~grid.base
     may_turn = (~forced)[:, None] & (grid.turn < 0)
-    return grid.offset + pairwise_sum((must_turn[:, None] | may_turn) * grid.turn)
+    turned = (must_turn[:, None] | may_turn) * grid.turn
+    on_host = isinstance(turned, np.ndarray)  # float64 rounds little as it is
+    return grid.offset + (turned.sum(axis=0) if on_host else pairwise_sum(turned))
 
 
 def _saving(grid: Grid) -> jax.Array:
