@@ -399,8 +399,10 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
     longer = jnp.where(same, 0.0, time_low - time_high)
     spare, extra = left(high, offload_high), jnp.sum(longer)
     blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, 1.0)
-    slope = jnp.where(jnp.any(wanted), _dual(link, must, high), jnp.sum(link.local))
-    bound = with_derivative(proven_dual(link, must, wanted, high), slope)
+    ends = jnp.stack([_dual(link, must, low), _dual(link, must, high)])
+    better = jnp.where(ends[0] > ends[1], low, high)
+    slope = jnp.where(jnp.any(wanted), jnp.max(ends), jnp.sum(link.local))
+    bound = with_derivative(proven_dual(link, must, wanted, better), slope)
     return Relaxed(
         offload=jax.lax.stop_gradient(offload_high + blend * (offload_low - offload_high)),
         time=jax.lax.stop_gradient(time_high + blend * longer),
