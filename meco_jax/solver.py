@@ -49,6 +49,7 @@ def solve(
     policy: Policy | GeneralPolicy | None = None,
     tolerance: float = 1e-4,
     effort: int = 4,
+    max_nodes: int = optimal.MAX_NODES,
 ) -> Solution:
     """Decide who offloads, at what powers and in which slot times: P1, (6).
 
@@ -70,6 +71,9 @@ def solve(
         tolerance: relative gap up to which "optimal" goes on looking [-].
         effort: of a general policy, 0-12: n compares the 2^n sets that differ in the n least
             certain devices; 0 is the fastest.
+        max_nodes: work of the search in float64 that "optimal" ends with, a channel: partial
+            decisions that it may bound, at least 0. The default takes about a second where
+            nothing is proven before; ``lower_bound`` says what is proven by then.
 
     Returns:
         A ``Solution``. A channel whose forced devices do not fit into the slot is infeasible:
@@ -86,6 +90,7 @@ def solve(
     if not isinstance(policy, (Policy, GeneralPolicy, type(None))):
         raise refuse("policy", "trained or from meco_jax.load_policy", policy)
     effort = integer("effort", effort, 0, LARGEST_EFFORT)
+    max_nodes = integer("max_nodes", max_nodes, low=0)
     require("tolerance", one_number("tolerance", tolerance), 0.0, included=False)
     if system is None:
         system = _default_system(h, policy)
@@ -110,7 +115,7 @@ def solve(
     rows = _Rows(h, system, multiple)
     found = rows.solve(np.arange(rows.number), own, method, optimal.STAGES[0], effort)
     if method == "optimal":
-        _escalate(rows, found, tolerance)
+        _escalate(rows, found, tolerance, max_nodes)
     return rows.unpack(found)
 
 
@@ -328,13 +333,14 @@ def _pad(leaf: ArrayLike, number: int, missing: int) -> Any:
     return padded
 
 
-def _escalate(rows: _Rows, best: Solution, tolerance: float) -> None:
+def _escalate(rows: _Rows, best: Solution, tolerance: float, max_nodes: int) -> None:
     """Send the channels whose gap is open to larger stages, and the last ones to the host.
 
     Args:
         rows: all channels.
         best: what is known of them, improved in place.
         tolerance: relative gap that is good enough [-].
+        max_nodes: work of the search a channel.
     """
 
     def still_open() -> np.ndarray:
@@ -353,14 +359,14 @@ def _escalate(rows: _Rows, best: Solution, tolerance: float) -> None:
         gains, systems = rows.take(np.array([place]))
         one = System(**{name: getattr(systems, name)[0] for name in RANKS})
         known = jax.tree.map(lambda x, i=place: x[i], best)
-        decision, bound = optimal.search(one, gains[0], float(known.energy), tolerance / 2)
+        energy, kind = float(known.energy), known.energy.dtype.type
+        decision, bound = optimal.search(one, gains[0], energy, tolerance / 2, max_nodes)
         if decision is not None:
-            known = _allocate(one, gains[0], decision)
-        known = known.replace(lower_bound=np.clip(bound, known.lower_bound, known.energy))
+            known = optimal.solution_on_host(one, gains[0], decision)
+        rounded = kind(bound)
+        rounded = np.nextafter(rounded, kind(0)) if rounded > bound else rounded
+        known = known.replace(lower_bound=np.clip(rounded, best.lower_bound[place], known.energy))
         put(np.array([place]), known)
-
-
-_allocate = jax.jit(one_channel.allocate)
 
 
 def _stays_on_device(h: jax.Array, method: str) -> bool:

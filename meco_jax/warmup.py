@@ -106,7 +106,9 @@ def _later_calls(number: int, sizes: Sequence[int]) -> Iterator[tuple[str, Calla
 
     def search() -> Any:
         decision = np.zeros(number, bool)
-        return optimal.search(one, gains[0], 1.0, 1.0), solver._allocate(one, gains[0], decision)
+        return optimal.search(one, gains[0], 1.0, 1.0), optimal.solution_on_host(
+            one, gains[0], decision
+        )
 
     yield f"optimal, {number} devices, search", search
 

@@ -138,7 +138,7 @@ def test_certificates_hold_when_uncertified():
 
 
 def test_certificates_are_true_for_every_channel_of_a_batch():
-    """One system, 2048 channels: what 1e-4 certifies, 1e-6 must not refute.
+    """One system, 2048 channels: what 1e-4 certifies, 5e-6 must not refute.
 
     Each channel has a device that the relaxed price leaves indifferent up to rounding.
     """
@@ -146,9 +146,9 @@ def test_certificates_are_true_for_every_channel_of_a_batch():
         system = table1(num_devices).replace(log_base=log_base)
         h = sample_channels(jax.random.key(1), system, 2048)
         coarse = solve(h, system, method="optimal")
-        fine = solve(h, system, method="optimal", tolerance=1e-6)
+        fine = solve(h, system, method="optimal", tolerance=5e-6)
         ok = np.asarray(fine.feasible)
-        assert np.all(certified(fine, 1.1e-6)[ok])
+        assert np.all(certified(fine, 5.1e-6)[ok])
         assert np.all(coarse.lower_bound[ok] <= fine.energy[ok] * (1 + 1e-6))
         assert np.all(coarse.energy[ok] <= fine.energy[ok] * (1 + 1.01e-4))
 
