@@ -65,7 +65,7 @@ def real(name: str, value: Any, complex_hint: str = "") -> jax.Array | np.ndarra
     if type(value) is not np.ndarray and not isinstance(value, jax.Array):
         value = _converted(name, value)
     kind = value.dtype
-    if kind.kind in "fiu":  # the usual case, and quick
+    if getattr(kind, "kind", "") in ("f", "i", "u"):  # the usual case, and quick
         return value  # type: ignore[no-any-return]
     if jnp.issubdtype(kind, jnp.complexfloating):
         raise refuse(name, f"real numbers{complex_hint}", f"{kind} values")

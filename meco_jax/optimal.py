@@ -24,6 +24,7 @@ from meco_jax.allocation import (
     Grid,
     Link,
     Solution,
+    device_energy,
     finish,
     least_shares,
     link,
@@ -348,12 +349,19 @@ def allocate_on_host(p: Link, chosen: np.ndarray) -> tuple[float, np.ndarray, np
 
 def solution_on_host(system: System, h: np.ndarray, chosen: np.ndarray) -> Solution:
     """Allocate a fitting set ``[K]`` bool of one channel in float64, in the gains' precision."""
-    energy, power, time = allocate_on_host(_host_link(system, h), chosen)
-    least = np.where(time > 0, LEAST_POWER, 0.0)
-    values: tuple[Any, ...] = (chosen, np.maximum(power, least), time, energy, 0.0)
-    offload, *floats = (np.asarray(x, h.dtype) for x in values)
-    terms: tuple[Any, ...] = (offload, *floats, np.isfinite(energy))
-    return Solution(*terms)  # type: ignore[call-arg]
+    uplinks: Any = _host_link(system, h)
+    energy, power, time = allocate_on_host(uplinks, chosen)
+    each: Any = device_energy(uplinks, chosen, power, time)  # type: ignore[arg-type]
+    values: dict[str, Any] = {
+        "offload": chosen,
+        "power": np.maximum(power, np.where(time > 0, LEAST_POWER, 0.0)),
+        "time": time,
+        "energy": energy,
+        "lower_bound": 0.0,
+        "energy_per_device": each,
+    }
+    floats: dict[str, Any] = {name: np.asarray(x, h.dtype) for name, x in values.items()}
+    return Solution(**floats, feasible=np.isfinite(energy))  # type: ignore[arg-type]
 
 
 def _host_link(system: System, h: np.ndarray) -> Link:

@@ -186,7 +186,8 @@ def pad_devices(system: System, num_devices: int) -> System:
     missing = integer("num_devices", num_devices, low=own) - own
 
     def pad(leaf: Leaf) -> jax.Array:
-        leaf = jnp.broadcast_to(leaf, (*jnp.shape(leaf)[:-1], own))
+        leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        leaf = jnp.broadcast_to(leaf, (*leaf.shape[:-1], own))
         return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, missing)])
 
     return system.replace(**{name: pad(getattr(system, name)) for name in PER_DEVICE})

@@ -254,7 +254,7 @@ def test_policy_energies_have_their_own_slope(rng):
 
 def test_a_gain_of_nothing_has_a_derivative_in_its_mean(monkeypatch):
     system = sy.table1(1)
-    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.array([0.0, 0.5]))
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.array([0.0, 0.5]))
     total = lambda mean: jnp.sum(sy.sample_channels(  # noqa: E731
         jax.random.key(0), system.replace(mean_gain=mean), 2
     ))  # fmt: skip

@@ -6,9 +6,9 @@ import meco_jax
 PACKAGE = Path(meco_jax.__file__).parent
 # fmt: off
 ORDER = (
-    "files", "settings", "checks", "derivatives", "units", "describe", "system", "arguments",
-    "allocation", "schemes", "optimal", "network", "policy", "checkpoint", "store", "gradients",
-    "training", "policy_training", "sweep", "solver", "warmup", "evaluation", "figures",
+    "files", "settings", "checks", "twofold", "derivatives", "units", "describe", "system",
+    "arguments", "allocation", "schemes", "optimal", "network", "policy", "checkpoint", "store",
+    "gradients", "training", "policy_training", "sweep", "solver", "warmup", "evaluation", "figures",
 )
 # fmt: on
 

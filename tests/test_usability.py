@@ -324,9 +324,9 @@ def test_warming_up_includes_what_the_optimum_may_need(compiled, rng, monkeypatc
     ]  # fmt: skip
     compiled.clear()
     searched, better = [], []
-    search, allocate = optimal.search, solver._allocate
+    search, allocate = optimal.search, optimal.solution_on_host
     monkeypatch.setattr(optimal, "search", lambda *a: searched.append(1) or search(*a))
-    monkeypatch.setattr(solver, "_allocate", lambda *a: better.append(1) or allocate(*a))
+    monkeypatch.setattr(optimal, "solution_on_host", lambda *a: better.append(1) or allocate(*a))
     busy = tasks(8, slot=0.15).replace(cpu_hz=4e9)  # none must send, and not all can
     for _ in range(30):
         solve(rng.rayleigh(7e-4, 8), busy, method="optimal", tolerance=1e-9)
