@@ -199,9 +199,9 @@ def least_shares(link: Link, offload: jax.Array) -> tuple[jax.Array, jax.Array]:
     Returns:
         A multiple of ``SHARE_UNIT``, infinite out of reach, and the rest of it.
     """
-    sent = offload > 0
     if offload.dtype == bool:
-        return jnp.where(sent, link.exact.coarse, 0.0), jnp.where(sent, link.exact.fine, 0.0)
+        return jnp.where(offload, link.exact.coarse, 0.0), jnp.where(offload, link.exact.fine, 0.0)
+    sent = offload > 0
     coarse = jnp.where(sent & link.usable, link.exact.coarse, 0.0)
     share, rest = twofold.two_product(offload, coarse)
     whole = jnp.round(share / SHARE_UNIT) * SHARE_UNIT
@@ -273,7 +273,8 @@ def _cost(link: Link, log_mu: jax.Array, best: jax.Array) -> jax.Array:
 
 def fits(link: Link, offload: jax.Array) -> jax.Array:
     """Tell whether a decision ``[K]`` can be sent within the slot, sum a t_min <= T: bool."""
-    return room(least_shares(link, offload), offload > 0) >= -FIT_TOLERANCE
+    sent = offload if offload.dtype == bool else offload > 0
+    return room(least_shares(link, offload), sent) >= -FIT_TOLERANCE
 
 
 def slot_price(link: Link, offload: jax.Array) -> jax.Array:
