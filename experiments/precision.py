@@ -41,7 +41,7 @@ BUDGET = {  # largest relative error of float32
     "best_nats": 1e-6,
     "priced_cost": 2e-6,
     "energy": 5e-6,
-    "lower_bound": 5e-6,
+    "lower_bound": 2e-5,
     "power": 1e-4,  # near the optimum the energy hardly depends on these
     "time": 2e-2,  # of a part that PCOS hardly sends; whole tasks stay below 1e-4
 }
