@@ -117,9 +117,7 @@ def test_no_bound_is_above_the_optimum(method, seed):
     ("value", "shown"), [(-1, "-1"), (1.5, "1.5"), (True, "True"), ("9", "'9'")]
 )
 def test_max_nodes_is_a_whole_number(value, shown):
-    with pytest.raises(
-        ValueError, match=f"max_nodes must be .*at least 0; got {shown}"
-    ):
+    with pytest.raises(ValueError, match=f"max_nodes must be .*at least 0; got {shown}"):
         solve(np.ones(3), method="optimal", max_nodes=value)
 
 
