@@ -64,9 +64,7 @@ def main(argv: list[str]) -> None:
     """Train what is missing, test and draw."""
     common.begin(argv)
     folder = Path(FLAGS.output_dir)
-    if FLAGS.plot_only:
-        runs, history = read(folder)
-    else:
+    if not FLAGS.plot_only:
         ways = common.names("ways", list(GRADIENTS))
         rates = common.numbers("learning_rates", above=0)
         cells = list(
@@ -76,7 +74,9 @@ def main(argv: list[str]) -> None:
         )
         folder = common.prepare(resumes=True)
         same_settings(folder / "settings.json")
-        runs, history = train_all(folder, ways, rates, cells)
+        train_all(folder, ways, rates, cells)
+    # As the files have them: a run that was cut off and went on gives the same bytes.
+    runs, history = read(folder)
     rows = summarise(runs, history)
     if not rows:
         common.stop(f"{folder / 'runs.csv'} must have rows of seeds above 0; got none yet")
@@ -132,8 +132,8 @@ def same_settings(path: Path) -> None:
 
 def train_all(
     folder: Path, ways: list[str], rates: list[float], cells: list[tuple[int, float]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Train every way at every rate, then with every seed at its best rate: tests and history."""
+) -> None:
+    """Train every way at every rate, then with every seed at its best rate: runs, history.csv."""
     validation, test = (
         channels(cells, seed, number)
         for seed, number in (
@@ -165,7 +165,6 @@ def train_all(
             best = min(rates, key=lambda rate: run(way, rate, 0))
             for seed in range(1, FLAGS.seeds + 1):
                 run(way, best, seed)
-    return runs, history
 
 
 def train_one(

@@ -265,7 +265,7 @@ meco_jax.warm_up(3, "optimal")
 def test_type_checkers_find_typing_errors(tmp_path, monkeypatch):
     """Quick where mypy has run before, as in CI: it finds JAX in its cache."""
     (tmp_path / "snippet.py").write_text(SNIPPET + ERRORS)
-    monkeypatch.chdir(PACKAGE.parent)
+    monkeypatch.chdir(Path(__file__).parents[1])  # the settings and the sources are there
     found, _, _ = mypy.api.run([str(tmp_path / "snippet.py")])
     lines = [int(number) for number in re.findall(r"snippet.py:(\d+): error", found)]
     first = SNIPPET.count("\n") + 2
