@@ -9,6 +9,7 @@ their logarithm. Source: math note 2-3, derived from P1, (6). All is for one cha
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,10 +27,11 @@ from meco_jax.system import System
 FIT_TOLERANCE = 5e-7  # a set whose fastest times exceed the slot by less still fits [-]
 NATS_STEPS = 2  # Halley, to float32's last digits from any price; 5e-9 in float64
 NEWTON_STEPS = 10  # for the price of a fixed set; 6 reach float32 save where many powers cap
+LAST_STEPS = 6  # the same between two breakpoints, where no more powers cap
 LEAST_POWER = 1e-37  # less has no digits in float32; a task is through sooner with it [W]
 FREE = -200.0  # logarithm of a price of nothing [ln W]
+RANKED = 64  # so many numbers are ranked by comparing all pairs, which costs less than a sort
 LEAST_LOG_Y = -80.0  # x^2 must not underflow; at x = 6e-18 and below energies are the same
-BISECTION_STEPS = 30  # for the relaxed price: halves a bracket of e^10 to float32's last digits
 SHARE_UNIT = 2.0**-20  # sums of its multiples are exact in float32, in any order, up to 16 slots
 SMALLEST = 1e-36  # the rests of numbers so small are lost [-]
 
@@ -293,12 +295,24 @@ def slot_price(link: Link, offload: jax.Array) -> jax.Array:
     """
     sends = link.usable & (offload > 0)
     given = link, jnp.where(sends, offload, 0.0)
-    link, offload = jax.lax.stop_gradient((link, offload))
+    link, offload = jax.lax.stop_gradient(given)
+    highest = jnp.max(jnp.where(sends, log_price(link, link.max_nats), -jnp.inf))
+    log_mu = _climb(link, offload, jnp.asarray(-jnp.inf, highest.dtype), highest, NEWTON_STEPS)
+    return _fill_slot(*given, log_mu, jnp.zeros_like(sends))[0]
+
+
+def _climb(
+    link: Link, offload: jax.Array, low: jax.Array, high: jax.Array, steps: int
+) -> jax.Array:
+    """Climb to the price ``[]`` [ln W] at which parts ``[K]`` fill the slot, from ``low`` or above.
+
+    See ``slot_price``; the parts are 0 where nothing can be sent.
+    """
+    sends = offload > 0
     share = jnp.where(sends, offload * link.load / link.slot, 0.0)
     alone = log_price(link, jnp.where(sends, jnp.minimum(share, link.max_nats), 1.0))
-    start = jnp.max(jnp.where(sends, alone, -jnp.inf))
-    highest = jnp.max(jnp.where(sends, log_price(link, link.max_nats), -jnp.inf))
-    shares = least_shares(link, jnp.where(sends, offload, 0.0))
+    start = jnp.maximum(low, jnp.max(jnp.where(sends, alone, -jnp.inf)))
+    shares = least_shares(link, offload)
 
     def step(_: int, log_mu: jax.Array) -> jax.Array:
         nats = best_nats(link, log_mu)
@@ -308,10 +322,10 @@ def slot_price(link: Link, offload: jax.Array) -> jax.Array:
         left = jnp.maximum(room(shares, capped), 1e-3 * total)
         climb = jnp.maximum(total * jnp.log(jnp.where(total > 0, total / left, 1.0)), 0.0)
         climb = jnp.where(fall > 0, climb / jnp.where(fall > 0, fall, 1.0), 0.0)
-        return jnp.minimum(log_mu + climb, highest)
+        return jnp.minimum(log_mu + climb, high)
 
-    log_mu = jax.lax.fori_loop(0, NEWTON_STEPS, step, jnp.where(jnp.any(sends), start, 0.0))
-    return _fill_slot(*given, log_mu, jnp.zeros_like(sends))[0]
+    start = jnp.where(jnp.any(sends), jnp.minimum(start, high), 0.0)
+    return jax.lax.fori_loop(0, steps, step, start)
 
 
 @jax.custom_jvp
@@ -408,13 +422,32 @@ def device_energy(link: Link, offload: jax.Array, power: jax.Array, time: jax.Ar
     return link.weight * power * time + (1 - offload) * link.local
 
 
+def switch_price(link: Link) -> jax.Array:
+    """Price at which sending a task costs as much as keeping it, c(mu) = e: ``[K]`` [ln W].
+
+    Sending costs less below it, -inf where it never does. With x = ln(e / c(0)) nats a symbol
+    both cost the same, c(mu) = c(0) e^x; above x_max the cost grows by t_min for each W.
+    """
+    never = ~link.usable | (link.local <= 0)
+    free = link.load * link.weight / link.gain  # c(0), what sending costs where time is free
+    nats = jnp.log(jnp.where(never, 1.0, link.local)) - jnp.log(free)
+    never |= nats <= 0
+    nats = jnp.where(never, link.max_nats, nats)
+    reached = jnp.minimum(nats, link.max_nats)
+    beyond = reached * jnp.expm1(jnp.minimum(nats - reached, 80.0))
+    log_mu = jnp.log(link.weight / link.gain) + reached + jnp.log(_excess(reached) + beyond)
+    return jnp.where(never, -jnp.inf, log_mu)
+
+
 def relax(link: Link, must: jax.Array) -> Relaxed:
     """Solve the problem whose devices send any part of their task from ``must`` to 1.
 
     Maximises ``sum must c + (1 - must) min(c, e) - mu T`` over mu, math note 3a and 3d:
     with ``must`` the forced devices it bounds P1, with m^+ it is the optimal PCOS. The
-    sending time falls in mu, with jumps where a device turns local, so the price is
-    bisected; the answer blends both ends of the last bracket so that the slot is full.
+    sending time falls in mu, with a jump where a device turns local and a bend where its power
+    caps. These prices are ranked, and bisected for the first at which the slot suffices. Either
+    the devices that turn there send parts that fill the slot, or all that send does so at a
+    price before, found by a few Newton steps.
 
     Args:
         link: the uplinks.
@@ -424,86 +457,90 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
     must = jnp.where(link.usable & feasible, must, 0.0)
     given = link, must
     link, must = jax.lax.stop_gradient(given)
-    wanted = link.usable & feasible & ((must > 0) | (_free_cost(link) < link.local))
-    low, high = _price_bracket(link, must, wanted)
+    switch = jnp.where(feasible, switch_price(link), -jnp.inf)
+    turns = jnp.where(must < 1, switch, jnp.inf)
+    wanted = link.usable & feasible & ((must > 0) | (turns > -jnp.inf))
+    breaks = jnp.concatenate([turns, log_price(link, link.max_nats)])
+    breaks = jnp.where(jnp.tile(wanted, 2), breaks, jnp.inf)
+    breaks = jnp.where(jnp.isfinite(breaks), breaks, jnp.inf)
+    number = jnp.sum(jnp.isfinite(breaks))
+    pick = _in_order(breaks)
     least, most = least_shares(link, must), least_shares(link, jnp.where(wanted, 1.0, must))
 
-    def demand(log_mu: jax.Array) -> jax.Array:
-        return jnp.where(wanted & (priced_cost(link, log_mu) < link.local), 1.0, must)
+    def left(nats: jax.Array, more: jax.Array) -> jax.Array:
+        """What is left of the slot, what is sent at full power counted exactly: ``[]`` [-]."""
+        capped = nats >= link.max_nats
+        shares = jax.tree.map(partial(jnp.where, more), most, least)
+        taken = jnp.where(more, 1.0, must) * link.load / nats
+        return room(shares, capped) - jnp.sum(jnp.where(capped, 0.0, taken)) / link.slot
 
-    def times(log_mu: jax.Array, offload: jax.Array) -> jax.Array:
-        return offload * link.load / best_nats(link, log_mu)
+    def halve(_: int, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        low, high, *ends = found
+        middle = (low + high) // 2
+        log_mu = pick(middle)
+        nats = best_nats(link, log_mu)
+        after, until = wanted & (turns > log_mu), wanted & (turns >= log_mu)
+        rest = left(nats, after)
+        suffices = (middle > low) & (rest >= 0)
+        here = log_mu, rest, after, until, left(nats, until) < 0
+        ends = [jnp.where(suffices, mine, other) for mine, other in zip(here, ends)]
+        return jnp.where(suffices, low, middle), jnp.where(suffices, middle, high), *ends
 
-    def left(log_mu: jax.Array, offload: jax.Array) -> jax.Array:
-        """The time that is left, what is sent at full power counted exactly: ``[]`` [s]."""
-        capped = best_nats(link, log_mu) >= link.max_nats
-        shares = jax.tree.map(partial(jnp.where, offload > must), most, least)
-        taken = jnp.sum(jnp.where(capped, 0.0, times(log_mu, offload)))
-        return link.slot * room(shares, capped) - taken
+    # Ranks of the prices at which the slot does not, and does suffice; the second's price, what
+    # it leaves of the slot, who sends beyond and up to it, and whether these would be too many.
+    # All goes through the loop: computed again, rounding might turn a comparison.
+    always = wanted & (must >= 1)
+    last = jnp.where(number > 0, pick(number - 1), 0.0)
+    found = (jnp.full_like(number, -1), number, last, jnp.zeros_like(link.slot), always, always,
+             jnp.array(False))  # fmt: skip
+    rounds = max(1, math.ceil(math.log2(len(breaks) + 1)))
+    low, _, last, spare, after, until, jumps = jax.lax.fori_loop(0, rounds, halve, found)
+    before = jnp.where(low >= 0, pick(low), -jnp.inf)
+    sends, split = jnp.where(jumps, after, until), jumps & until & ~after
+    log_mu = _climb(link, jnp.where(sends, 1.0, must), before, last, LAST_STEPS)
+    log_mu = jnp.where(jumps, last, log_mu)
 
-    def halve(_: int, bracket: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        low, high, offload_low, offload_high = bracket
-        middle = (low + high) / 2
-        offload = demand(middle)
-        full = left(middle, offload) <= 0
-        return (
-            jnp.where(full, middle, low), jnp.where(full, high, middle),
-            jnp.where(full, offload, offload_low), jnp.where(full, offload_high, offload),
-        )  # fmt: skip
+    nats = best_nats(link, log_mu)
+    time = link.load / nats
+    fastest = jnp.where(nats < link.max_nats, link.load / link.max_nats, time)
+    sent = jnp.where(sends, 1.0, must)
+    longer = jnp.where(jumps, jnp.where(split, (1 - must) * time, 0.0), sent * (time - fastest))
+    shares = jax.tree.map(partial(jnp.where, sends), most, least)
+    spare = jnp.where(jumps, spare, room(shares, sent > 0))
+    extra = jnp.sum(longer) / link.slot
+    most_of = jnp.where(jumps, 1.0, 2.0)
+    blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, most_of)
+    parts = jnp.where(split, must + blend * (1 - must), sent)
+    time = jnp.where(jumps, sent * time, sent * fastest) + blend * longer
+    bound = proven_dual(link, must, wanted, log_mu)
 
-    # The offloading goes through the loop: computed again, rounding might turn it.
-    bracket = low, high, demand(low), demand(high)
-    bracket = jax.lax.fori_loop(0, BISECTION_STEPS, halve, bracket)
-    low, high, offload_low, offload_high = bracket
-    time_low, time_high = times(low, offload_low), times(high, offload_high)
-    same = (offload_low == offload_high) & (best_nats(link, low) >= link.max_nats)
-    longer = jnp.where(same, 0.0, time_low - time_high)
-    spare, extra = left(high, offload_high), jnp.sum(longer)
-    blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, 1.0)
-    ends = jnp.stack([_dual(link, must, low), _dual(link, must, high)])
-    better = jnp.where(ends[0] > ends[1], low, high)
-    bound = proven_dual(link, must, wanted, better)
-
-    parts = offload_high + blend * (offload_low - offload_high)
-    time = time_high + blend * longer
     # Who would rather stay sends what it must, all of it too.
-    stays = jnp.where(must < 1, parts < 1, priced_cost(link, high) >= link.local)
-    split = offload_low != offload_high
+    stays = jnp.where(must < 1, parts < 1, switch <= log_mu)
     link, must = given
     log_mu, offload = _fill_slot(
-        link, with_derivative(parts, jnp.where(stays, must, parts)), high, split
+        link, with_derivative(parts, jnp.where(stays, must, parts)), log_mu, split
     )
     dual = at_best(_lagrangian, (link, offload), (log_mu,))
     return Relaxed(
         offload=offload,
         time=with_derivative(time, offload * link.load / best_nats(link, log_mu)),
-        sends=offload_high >= 1,
+        sends=sends,
         log_mu=log_mu,
         bound=jnp.where(feasible, with_derivative(bound, dual), jnp.inf),
     )
 
 
-def _free_cost(link: Link) -> jax.Array:
-    """What sending costs where time is free, c(0) = beta D / (w g): ``[K]`` [J]."""
-    return link.load * link.weight / link.gain
-
-
-def _price_bracket(link: Link, must: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Bracket the relaxed price, ``[]`` [ln W] each.
-
-    At the low end one wanted device alone fills the slot, at the high end all leave it.
-    """
-    switch = jnp.log(jnp.where(wanted, jnp.maximum(link.local / _free_cost(link), 1e-30), 1.0))
-    share = link.load / link.slot
-    nats = jnp.where(must > 0, must * share, jnp.minimum(share, switch))
-    nats = jnp.where(wanted, jnp.minimum(nats, link.max_nats), 1.0)
-    low = jnp.min(jnp.where(wanted, log_price(link, nats), jnp.inf)) - 0.1
-    leave = jnp.log(jnp.where(link.local > 0, link.local * link.max_nats / link.load, 1.0))
-    leave = jnp.where((must < 1) & (link.local > 0), leave, -jnp.inf)
-    cap = jnp.where(must > 0, log_price(link, link.max_nats), -jnp.inf)
-    high = jnp.max(jnp.where(wanted, jnp.maximum(leave, cap), -jnp.inf)) + 0.1
-    any_wanted = jnp.any(wanted)
-    return jnp.where(any_wanted, low, 0.0), jnp.where(any_wanted, high, 0.0)
+def _in_order(values: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """Return what picks the n-th smallest of values ``[N]``."""
+    places = jnp.arange(len(values))
+    if len(values) > RANKED:
+        ordered = jnp.sort(values)
+        return lambda n: ordered[jnp.maximum(n, 0)]
+    smaller = (values[None] < values[:, None]) | (
+        (values[None] == values[:, None]) & (places[None] < places[:, None])
+    )
+    rank = jnp.sum(smaller, axis=1)
+    return lambda n: jnp.sum(jnp.where(rank == n, values, 0.0))
 
 
 def price_grid(link: Link, base: jax.Array, log_mu: jax.Array, num: int, width: float) -> Grid:
@@ -654,13 +691,6 @@ def pairwise_sum(terms: jax.Array) -> jax.Array:
 def _rounding(link: Link) -> float:
     """Largest relative error of one operation."""
     return float(jnp.finfo(link.load.dtype).eps) / 2
-
-
-def _dual(link: Link, must: jax.Array, log_mu: jax.Array) -> jax.Array:
-    """L(mu) of math note 3: a lower bound at any price ``[]`` [J]."""
-    cost = priced_cost(link, log_mu)
-    priced = jnp.where(must > 0, must * cost, 0.0) + (1 - must) * jnp.minimum(cost, link.local)
-    return jnp.sum(priced) - jnp.exp(log_mu) * link.slot
 
 
 def _lagrangian(link: Link, offload: jax.Array, log_mu: jax.Array) -> jax.Array:
