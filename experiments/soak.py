@@ -155,11 +155,11 @@ def programs() -> int:
 
 
 def most_programs() -> int:
-    """Bound the programs: padded batch sizes and one channel alone, padded K, stages."""
-    batches = 1 + sum(size < 2 * FLAGS.largest_batch for size in solver.BLOCKS)
+    """Bound the programs: sizes of blocks, padded K, stages."""
+    sizes = {solver.block_size(n, solver.BLOCKS) for n in range(1, FLAGS.largest_batch + 1)}
     devices = -(-FLAGS.most_devices // solver.DEVICE_MULTIPLE)
     later = 2 * len(solver.FEW)  # the optimum's
-    return devices * (batches * len(FLAGS.methods) + later * ("optimal" in FLAGS.methods))
+    return devices * (len(sizes) * len(FLAGS.methods) + later * ("optimal" in FLAGS.methods))
 
 
 def memory_mb() -> float:

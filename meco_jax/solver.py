@@ -29,9 +29,10 @@ from meco_jax.system import ArrayLike, System
 
 CHUNK_BYTES = 2**29  # working memory of a batch
 DEVICE_MULTIPLE = 8  # K is padded to a multiple of it
-BLOCKS = tuple(2**n for n in range(14))  # channels at once, on the host
+BLOCKS = 1, 8, 64, 512  # channels at once, on the host; more at once are no quicker
 MOST_PROGRAMS = 64  # that are kept; called again, the others are compiled again
-FEW = 1, 8, 64  # of the later stages of the optimum
+FEW = BLOCKS[:3]  # of the later stages of the optimum
+CALL_COST = 10  # of a block, in channels
 Method = Literal["bcos", "mcos", "mcos_partial", "optimal", "pcos"]
 METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
     "mcos": schemes.mcos,
@@ -260,7 +261,7 @@ class _Rows:
         self._fields = {n: spread(getattr(system, n), rank) for n, rank in RANKS.items()}
 
     def take(self, places: np.ndarray) -> tuple[np.ndarray, System]:
-        """Take channels by their places in the flattened batch."""
+        """Take channels, or one, by their places in the flattened batch."""
         index = np.unravel_index(places, self.batch or (1,))
         return self._gains[index], System(**{n: leaf[index] for n, leaf in self._fields.items()})
 
@@ -274,15 +275,16 @@ class _Rows:
     ) -> Solution:
         """Solve channels block by block: a ``Solution`` of writable NumPy arrays."""
         sizes = BLOCKS if stage is optimal.STAGES[0] else FEW
-        blocks = [places[start : start + sizes[-1]] for start in range(0, len(places), sizes[-1])]
-        found = []
-        for block in blocks:
-            size = next(size for size in sizes if size >= len(block))
-            padded = self.take(np.resize(block, size))
-            found.append(_run(*padded, policy, method, stage, effort))
+        size = block_size(len(places), sizes)
+        blocks = np.resize(places, (-(-len(places) // size), size))
+        # One alone has the program of a call with one channel, without a batch axis.
+        taken = [self.take(block if size > 1 else block[0]) for block in blocks]
+        found = [_run(*channels, policy, method, stage, effort) for channels in taken]
 
         def join(*leaves: jax.Array) -> np.ndarray:
-            return np.concatenate([np.asarray(x)[: len(b)] for x, b in zip(leaves, blocks)])
+            return np.concatenate([x if size > 1 else x[None] for x in map(np.asarray, leaves)])[
+                : len(places)
+            ]
 
         return jax.tree.map(join, *found)
 
@@ -295,6 +297,11 @@ class _Rows:
             return jax.device_put(x.reshape(self.batch + x.shape[1:]))
 
         return jax.tree.map(leaf, found)
+
+
+def block_size(number: int, sizes: tuple[int, ...]) -> int:
+    """Return the size of the blocks, all alike, in which so many channels are soonest through."""
+    return min(sizes, key=lambda size: -(-number // size) * (CALL_COST + size))
 
 
 def _solve_one(
@@ -356,13 +363,12 @@ def _escalate(rows: _Rows, best: Solution, tolerance: float, max_nodes: int) -> 
         if len(places):
             put(places, rows.solve(places, None, "optimal", stage))
     for place in still_open():
-        gains, systems = rows.take(np.array([place]))
-        one = System(**{name: getattr(systems, name)[0] for name in RANKS})
+        gains, one = rows.take(place)
         known = jax.tree.map(lambda x, i=place: x[i], best)
         energy, kind = float(known.energy), known.energy.dtype.type
-        decision, bound = optimal.search(one, gains[0], energy, tolerance / 2, max_nodes)
+        decision, bound = optimal.search(one, gains, energy, tolerance / 2, max_nodes)
         if decision is not None:
-            known = optimal.solution_on_host(one, gains[0], decision)
+            known = optimal.solution_on_host(one, gains, decision)
         rounded = kind(bound)
         rounded = np.nextafter(rounded, kind(0)) if rounded > bound else rounded
         known = known.replace(lower_bound=np.clip(rounded, best.lower_bound[place], known.energy))

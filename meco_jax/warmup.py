@@ -87,6 +87,8 @@ def _calls(
     multiple = 1 if isinstance(policy, Policy) else solver.DEVICE_MULTIPLE
     for number in sorted({-(-number // multiple) * multiple for number in devices}):
         for size in _blocks(channels, solver.BLOCKS):
+            if size == 1:
+                continue  # the program of one channel
             yield f"{method}, {number} devices, {size} channels", call(size, number)
         if method == "optimal":
             yield from _later_calls(number, _blocks(range(1, max(channels) + 1), solver.FEW))
@@ -101,24 +103,18 @@ def _later_calls(number: int, sizes: Sequence[int]) -> Iterator[tuple[str, Calla
             name = f"optimal, {number} devices, {size} channels, stage {place}"
             repeated = np.zeros(size, int)
             yield name, partial(rows.solve, repeated, None, "optimal", stage)
-    gains, systems = rows.take(np.zeros(1, int))
-    one = jax.tree.map(lambda leaf: leaf[0], systems)
+    gains, one = rows.take(np.array(0))
 
     def search() -> Any:
         decision = np.zeros(number, bool)
-        return optimal.search(one, gains[0], 1.0, 1.0), optimal.solution_on_host(
-            one, gains[0], decision
-        )
+        return optimal.search(one, gains, 1.0, 1.0), optimal.solution_on_host(one, gains, decision)
 
     yield f"optimal, {number} devices, search", search
 
 
-def _blocks(channels: Sequence[int], sizes: Sequence[int]) -> list[int]:
+def _blocks(channels: Sequence[int], sizes: tuple[int, ...]) -> list[int]:
     """Return the sizes into which the solver cuts these numbers of channels."""
-    largest = sizes[-1]
-    full = [largest] * (max(channels) >= largest)
-    rests = {number % largest for number in channels} - {0}
-    return sorted({*full, *(next(size for size in sizes if size >= rest) for rest in rests)})
+    return sorted({solver.block_size(number, sizes) for number in channels})
 
 
 def _sizes(name: str, sizes: Sizes) -> Sequence[int]:

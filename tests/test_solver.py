@@ -128,11 +128,11 @@ def test_chunks_change_nothing(method, policy, key, monkeypatch):
 
 
 def test_sizes_share_programs(key):
-    """Batches up to a power of two and K up to a multiple of eight compile once."""
+    """Batches in blocks of a few sizes, and K up to a multiple of eight, compile once."""
     programs = meco_jax.solver._solve._cache_size
     solve(sample_channels(key, table1(8), 16), table1(8), method="pcos")
     before = programs()
-    for number, devices in ((9, 6), (12, 8), (16, 1), (15, 3)):
+    for number, devices in ((9, 6), (12, 8), (16, 1), (2, 3)):
         system = table1(devices, slot=0.7, seed=number)
         slots = np.linspace(0.3, 0.6, number)  # a field of each channel's own
         h = sample_channels(key, system, number)
@@ -142,14 +142,14 @@ def test_sizes_share_programs(key):
     assert programs() == before
     for devices in (3, 7):  # one channel alone
         solve(np.ones(devices), table1(devices), method="pcos")
-    assert programs() == before + 1
+    assert programs() <= before + 1
 
 
 def test_programs_are_bounded(monkeypatch):
     """A process that sees ever new sizes would run out of memory mappings, and crash."""
     monkeypatch.setattr(meco_jax.solver, "MOST_PROGRAMS", 2)
     before = meco_jax.solver._solve._cache_size()
-    for number in (1, 2, 4):
+    for number in (1, 8, 64):
         solve(np.full((number, 3), 1e-3), table1(3), method="mcos")
     assert meco_jax.solver._solve._cache_size() <= max(2, before)
 
@@ -158,7 +158,7 @@ def test_blocks_change_nothing(key, monkeypatch):
     system = table1(5)
     h = sample_channels(key, system, 7)
     whole = solve(h, system, method="optimal")
-    monkeypatch.setattr(meco_jax.solver, "BLOCKS", (1, 2))
+    monkeypatch.setattr(meco_jax.solver, "BLOCKS", (2,))
     blocks = solve(h, system, method="optimal")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), blocks, whole)
 

@@ -293,9 +293,9 @@ def test_after_warming_up_nothing_compiles(compiled, rng):
     seconds = meco_jax.warm_up(2, [1, 3], "mcos", report=lambda *done: progress.append(done))
     assert list(seconds) == [
         "mcos, 1 devices, one channel", "mcos, 2 devices, one channel",
-        "mcos, 8 devices, 1 channels", "mcos, 8 devices, 4 channels",
+        "mcos, 8 devices, 8 channels",
     ]  # fmt: skip
-    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert progress == [(1, 3), (2, 3), (3, 3)]
     assert len(compiled) > 4
     compiled.clear()
     programs = solver._solve._cache_size()
@@ -319,8 +319,7 @@ def test_warming_up_includes_what_the_optimum_may_need(compiled, rng, monkeypatc
     jax.clear_caches()
     seconds = meco_jax.warm_up([8], method="optimal")
     assert list(seconds)[1:] == [
-        "optimal, 8 devices, 1 channels", "optimal, 8 devices, 1 channels, stage 2",
-        "optimal, 8 devices, search",
+        "optimal, 8 devices, 1 channels, stage 2", "optimal, 8 devices, search",
     ]  # fmt: skip
     compiled.clear()
     searched, better = [], []
@@ -337,9 +336,10 @@ def test_warming_up_includes_what_the_optimum_may_need(compiled, rng, monkeypatc
 
 def test_warming_up_knows_its_sizes():
     blocks, few = solver.BLOCKS, solver.FEW
-    assert warmup._blocks(range(1, 101), blocks) == [1, 2, 4, 8, 16, 32, 64, 128]
-    assert warmup._blocks([100, 8192 + 3], blocks) == [4, 128, 8192]
-    assert warmup._blocks([3 * 8192], blocks) == [8192]
+    for number, size in ((1, 1), (2, 8), (40, 64), (100, 64), (520, 64), (1000, 512), (8192, 512)):
+        assert warmup._blocks([number], blocks) == [size]
+    assert warmup._blocks(range(1, 101), blocks) == [1, 8, 64]
+    assert warmup._blocks([100, 8192 + 3], blocks) == [64, 512]
     assert warmup._blocks(range(1, 10_000), blocks) == list(blocks)
     assert warmup._blocks(range(1, 8), few) == [1, 8]
     assert warmup._blocks(range(1, 1000), few) == list(few)
