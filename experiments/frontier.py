@@ -68,10 +68,12 @@ flags.DEFINE_float(
     "proven gap, 1 - lower bound / energy, that the exact methods go to",
     lower_bound=1e-6,
 )
+flags.DEFINE_multi_string("method", [], "only this method, as results.csv names it; repeatable")
 flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's results.csv")
 
 
 EFFORTS = 0, 4, 6  # of the general policy
+SLOW = "search on the host", "Clarabel, branch and bound", "SCIP, tangents", "SCIP, nonlinear"
 
 # From a channel's number to seconds, None if its caller shall time it, and a decision, if any.
 Solver = Callable[[int], tuple[float | None, np.ndarray | None]]
@@ -96,6 +98,9 @@ def main(argv: list[str]) -> None:
         draw(folder, rows)
         return
     devices = common.integers("num_devices", low=1)
+    known = [*(method.name for method in fast_methods(table1(1), None)), *SLOW]
+    if not set(FLAGS.method) <= set(known):
+        common.stop(f"--method must be among {'; '.join(known)}; got {'; '.join(FLAGS.method)}")
     config = trainings.train_configs()["bcos"]
     folder, rows = common.prepare(), []
     with common.Bar(len(devices)) as bar:
@@ -122,9 +127,10 @@ def compare(
     system: System, policy: Policy, show: Callable[[float, str], None]
 ) -> list[dict[str, Any]]:
     """Run every method on the same feasible channels: one row each."""
+    methods = fast_methods(system, policy)
+    methods = [method for method in methods if method.name in (FLAGS.method or [method.name])]
     h, optimum = feasible_channels(system)
     rows = []
-    methods = fast_methods(system, policy)
     show(0.1, "batches")
     seconds = common.clock({m.name: partial(m.run, h) for m in methods}, FLAGS.repeats)
     for method in methods:
@@ -154,7 +160,7 @@ def feasible_channels(system: System) -> tuple[jax.Array, np.ndarray]:
     return h[keep], np.asarray(optimum.energy, np.float64)[keep]
 
 
-def fast_methods(system: System, policy: Policy) -> list[Method]:
+def fast_methods(system: System, policy: Policy | None) -> list[Method]:
     """Methods that run in batches on the device."""
     by = partial(solve, system=system)
     checked = sy.check_system(system)
@@ -235,6 +241,8 @@ def slow_methods(
     """Solve channel by channel on the host: method, seconds a channel, decisions."""
     judge = jax.jit(partial(map_channels, allocate))
     for name, family, one, number in solvers(system, h):
+        if name not in (FLAGS.method or SLOW):
+            continue
         calls, decisions = [], []
         for index in range(number):
             began = time.perf_counter()
@@ -250,17 +258,17 @@ def slow_methods(
 
 def solvers(system: System, h: np.ndarray) -> Iterator[tuple[str, str, Solver, int]]:
     """Name the solvers that are installed, with their families and numbers of channels."""
-    yield "search on the host", "host", on_host(system, h), len(h)
+    yield SLOW[0], "host", on_host(system, h), len(h)
     instances = [rivals.instance(system, row) for row in h]
     if importlib.util.find_spec("cvxpy"):
-        yield "Clarabel, branch and bound", "public", by_clarabel(instances), len(h)
+        yield SLOW[1], "public", by_clarabel(instances), len(h)
     else:
         print("CVXPY is not installed (pip install '.[bench]'): left out", flush=True)
     if rivals.has_scip():
         few = min(FLAGS.nonlinear_channels, len(h))
-        for name, nonlinear, number in (("tangents", False, len(h)), ("nonlinear", True, few)):
+        for name, nonlinear, number in ((SLOW[2], False, len(h)), (SLOW[3], True, few)):
             if number:
-                yield f"SCIP, {name}", "public", by_scip(instances, nonlinear), number
+                yield name, "public", by_scip(instances, nonlinear), number
     else:
         print("pyscipopt is not installed (pip install '.[bench]'): SCIP left out", flush=True)
 

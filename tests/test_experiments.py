@@ -308,9 +308,14 @@ def test_frontier_ranks_the_methods(tmp_path):
     flags = ("--num_devices=3", "--channels=16", "--slow_channels=4", "--nonlinear_channels=2",
              "--latency_calls=3", "--repeats=1", "--num_channels=200", "--batch_size=100",
              "--epochs=4", "--hidden=16,8", "--seconds=5", f"--output_dir={tmp_path}")  # fmt: skip
+    chosen = ("MCOS", "repair of nothing", "BCOS, raw", "solve, certified", "search on the host",
+              "Clarabel, branch and bound")  # fmt: skip
+    flags += tuple(f"--method={name}" for name in chosen)
+    one_line(inside(*flags, "--method=magic", script="frontier"), "--method must be among MCOS; ")
     result = run(*flags, script="frontier")
     assert result.returncode == 0, result.stderr
     rows = {row["method"]: row for row in read(tmp_path)}
+    assert set(rows) == set(chosen)
     assert float(rows["solve, certified"]["gap_worst"]) < 2e-4
     assert float(rows["solve, certified"]["certified_fraction"]) == 1
     assert float(rows["search on the host"]["gap_worst"]) < 2e-4
