@@ -3,7 +3,8 @@
 Only the slot (C1) couples the devices, so one price mu [W] on slot time decides all. At
 x nats a symbol device k sends its task in t = D / (w x) with power p = (e^x - 1) / g and
 pays t (beta p + mu); the best x solves e^x (x - 1) + 1 = mu g / beta. Prices are kept as
-their logarithm. Source: math note 2-3, derived from P1, (6). All is for one channel, ``[K]``.
+their logarithm. Derived from P1, (6), in THEORY.md, sections 4 and 5; what is done about rounding
+is in THEORY.md, section 7. All is for one channel, ``[K]``.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Exact(NamedTuple):
 
 @short_repr
 class Link(NamedTuple):
-    """The uplinks of one channel in the math note's terms, ``[K]`` each."""
+    """The uplinks of one channel in the symbols of THEORY.md, section 1: ``[K]`` each."""
 
     usable: jax.Array  # bool: real, with bits to send, and heard at all
     load: jax.Array  # D / w [s nat]
@@ -85,7 +86,9 @@ class Link(NamedTuple):
 
 @short_repr
 class Grid(NamedTuple):
-    """Dual terms at J prices, math note 3b: the dual of S is ``offset + sum_(S xor base) turn``.
+    """Dual terms at J prices: the dual of S is ``offset + sum_(S xor base) turn``.
+
+    THEORY.md, section 5.
 
     All terms are low by what rounding can take: every dual is a bound. Counted from a set that
     is good at these prices: from any other, such as that of nobody, the dual would be a small
@@ -367,7 +370,7 @@ def _fill_slot_rule(
 
 
 def set_energy(link: Link, offload: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Compute the least energy of a fixed decision, F(S) of math note 3b, and its times.
+    """Compute the least energy of a fixed decision, F(S) of THEORY.md, section 5, and its times.
 
     Args:
         link: the uplinks.
@@ -442,7 +445,7 @@ def switch_price(link: Link) -> jax.Array:
 def relax(link: Link, must: jax.Array) -> Relaxed:
     """Solve the problem whose devices send any part of their task from ``must`` to 1.
 
-    Maximises ``sum must c + (1 - must) min(c, e) - mu T`` over mu, math note 3a and 3d:
+    Maximises ``sum must c + (1 - must) min(c, e) - mu T`` over mu, THEORY.md, section 5:
     with ``must`` the forced devices it bounds P1, with m^+ it is the optimal PCOS. The
     sending time falls in mu, with a jump where a device turns local and a bend where its power
     caps. These prices are ranked, and bisected for the first at which the slot suffices. Either

@@ -3,6 +3,7 @@
 A search for the best price or time is not differentiated step by step. Its result follows
 from an equation (implicit functions), and what it minimises has the derivative at constant
 result (envelopes). Both rules are differentiable themselves. No rule costs a value anything.
+What is derived by them, and what is 0: THEORY.md, section 8.
 """
 
 from __future__ import annotations

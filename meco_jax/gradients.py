@@ -2,8 +2,8 @@
 
 The energy of a decision is that of its best powers and times, so that the binary layer is
 all that is learned. A ``Case`` has one channel's prices, energies in units of the Lagrangian
-bound: at a grid of prices the energy of any set is the largest of its dual values, math
-note 3b. Each way is a function ``(scores, case, key, progress) -> loss``.
+bound: at a grid of prices the energy of any set is the largest of its dual values,
+THEORY.md, section 5. Each way is a function ``(scores, case, key, progress) -> loss``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 At the slot price mu* of the relaxed problem most devices have a clear answer. The few
 unclear ones are enumerated; a grid of prices gives every set of them a lower bound, the
 best sets are allocated exactly, and what was left out is bounded: the answer comes with
-a proof. Source: math note 3-4, derived from P1, (6). All is for one channel, ``[K]``.
+a proof. Derived from P1, (6), in THEORY.md, sections 5 and 6. All is for one channel, ``[K]``.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
 
 
 def set_bounds(grid: Grid, base: jax.Array, unclear: jax.Array, turns: jax.Array) -> jax.Array:
-    """Bound the energy of sets from below by their best dual value, math note 3b: ``[P]`` [J].
+    """Bound the energy of sets from below by their best dual, THEORY.md, section 5: ``[P]`` [J].
 
     Args:
         grid: dual terms.
@@ -137,11 +137,12 @@ def set_bounds(grid: Grid, base: jax.Array, unclear: jax.Array, turns: jax.Array
 def side_bounds(grid: Grid, forced: jax.Array, usable: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Bound from below every decision in which a device sends, and in which it does not.
 
-    All other devices take their cheaper side: the maximum over prices of math note 3c, taken
-    device by device. Infinite where the device cannot be on that side.
+    All other devices take their cheaper side, THEORY.md, section 6: the maximum over prices of
+    what a flip costs, device by device. Infinite where the device cannot be on that side.
 
     Returns:
-        The bounds ``[K]`` [J] if the device sends, and if it stays local.
+        The bounds ``[K]`` [J] if the device sends, and if it stays local. Of a forced device only
+        the second one, infinite, is of use: it sends in all decisions.
     """
     least, saving = _least_dual(grid, forced), _saving(grid)
     sent = jnp.max(least[None] + jnp.maximum(-saving, 0.0), axis=1)
@@ -442,7 +443,7 @@ def _zoom(p: Link, dual: Callable[[Grid], np.ndarray]) -> tuple[float, float]:
 
 
 def _least_dual(grid: Grid, forced: Any) -> Any:
-    """L(mu) of math note 3a at a grid's prices, JAX's or NumPy's: ``[J]`` [J]."""
+    """L(mu) of THEORY.md, section 5, at a grid's prices, JAX's or NumPy's: ``[J]`` [J]."""
     must_turn = forced & ~grid.base
     may_turn = (~forced)[:, None] & (grid.turn < 0)
     turned = (must_turn[:, None] | may_turn).astype(grid.turn.dtype) * grid.turn

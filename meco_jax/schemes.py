@@ -64,7 +64,9 @@ def mcos_partial(system: System, h: jax.Array) -> Solution:
 
 
 def pcos(system: System, h: jax.Array) -> Solution:
-    """Offload any part of each task optimally: the convex relaxation of P1, math note 3d.
+    """Offload any part of each task optimally: the convex relaxation of P1.
+
+    THEORY.md, section 5.
 
     Args:
         system: the physics.
@@ -141,7 +143,7 @@ def cheapest(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Pick the set of least energy out of ``[M, K]`` and ``known`` ``[K]``, with its times.
 
-    The grid's dual values, math note 3b, tell the ``exact`` ones that are worth an exact
+    The grid's dual values, THEORY.md, section 5, tell the ``exact`` ones that are worth an exact
     allocation. The energy is infinite if none fits.
     """
     turned = (sets ^ grid.base[None]).astype(grid.turn.dtype)

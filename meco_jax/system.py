@@ -22,7 +22,8 @@ t'_k                  ``transmit_time``       realised offloading time [s], (4)
 m_k^+                 ``required_ratio``      part of the task the CPU cannot finish in T [-]
 ====================  ======================  ==============================================
 
-Formulas are written for one channel, ``h: [K]``; batches go through ``jax.vmap``.
+Formulas are written for one channel, ``h: [K]``; batches go through ``jax.vmap``. The model and
+P1 are written out in THEORY.md, sections 2 and 3.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Algorithm 1: losses (18), (20), (25), the teacher, student and multiplier steps, and ``train``.
 
 A step is ``(state, batch) -> (state, metrics)``. Training is a host loop over one jitted
-chunk of epochs, with randomness by ``fold_in(key, epoch)``.
+chunk of epochs, with randomness by ``fold_in(key, epoch)``. Where the paper leaves a choice:
+THEORY.md, section 9.
 """
 
 from __future__ import annotations

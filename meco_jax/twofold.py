@@ -3,7 +3,7 @@
 Float sums and products keep their rounding errors here, so that small differences of large
 numbers stay exact. Compilers may fuse a product into a sum: all products that count to first
 order have factors of half the digits, exact either way, or go through integers. All is
-elementwise, of any shape, and constant to derivatives.
+elementwise, of any shape, and constant to derivatives. What it is for: THEORY.md, section 7.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ TABLE1 = SimpleNamespace(
 
 
 def instance(task_bits, cycles_per_bit, cpu_hz, weight, h, slot, log_base, physics=TABLE1):
-    """The closed forms' coefficients of one instance, math note section 1."""
+    """The closed forms' coefficients of one instance: THEORY.md, section 1."""
     arrays = (task_bits, cycles_per_bit, cpu_hz, weight, h)
     bits, cycles, hz, beta, h = (np.asarray(x, np.float64) for x in arrays)
     gain = h**2 / physics.noise_power
@@ -92,7 +92,7 @@ def brute_force(p):
 
 
 def dual(p, must, log_price):
-    """The Lagrangian at a price: math note 3a and 3d."""
+    """The Lagrangian at a price: THEORY.md, section 5."""
     price = np.exp(log_price)
     nats = nats_at(price, p)
     cost = p.load / nats * (p.beta * np.expm1(nats) / p.gain + price)

@@ -1,4 +1,5 @@
 import ast
+import re
 from pathlib import Path
 
 import meco_jax
@@ -40,6 +41,40 @@ def test_public_names():
 
 def test_types_are_shipped():
     assert (PACKAGE / "py.typed").exists()
+
+
+def texts():
+    """Python and Markdown of the checkout and of the installed package, line breaks undone."""
+    checkout = Path(__file__).resolve().parents[1]
+    folders = {PACKAGE.resolve()} | {checkout / n for n in ("meco_jax", "experiments", "tests")}
+    files = {*checkout.glob("*.md"), *(path for folder in folders for path in folder.rglob("*"))}
+    for path in sorted(path for path in files if path.suffix in (".py", ".md")):
+        yield path, re.sub(r"\s+(# )?", " ", path.read_text(encoding="utf-8"))
+
+
+def cited(before, text):
+    """Numbers in "section 4", "sections 4 and 5", "sections 4, 5 and 7" that stand behind a word.
+
+    0 where no number follows.
+    """
+    lists = re.findall(before + r"sections?\b(?: (\d+(?:(?:, | and | to |-)\d+)*))?", text)
+    return [int(number) for found in lists for number in re.findall(r"\d+", found or "0")]
+
+
+def test_references_to_the_theory():
+    theory = (PACKAGE / "THEORY.md").read_text(encoding="utf-8")  # ships beside the code
+    sections = [int(number) for number in re.findall(r"^## (\d+)\. \w", theory, re.MULTILINE)]
+    assert sections == list(range(1, len(sections) + 1))
+    assert set(cited("", " ".join(theory.split()))) <= {0, *sections}
+    code = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py"))
+    assert set(re.findall(r"`(\w+)`", theory)) <= set(re.findall(r"\w+", code))
+    everywhere = []
+    for path, text in texts():
+        assert "math" + " note" not in text.lower(), path  # what the theory was called before
+        found = cited(r"THEORY\.md,? ", text)
+        assert set(found) <= set(sections), path
+        everywhere += found
+    assert len(everywhere) >= 10
 
 
 def test_readme_examples_run(capsys):
