@@ -222,7 +222,7 @@ def room(shares: tuple[jax.Array, jax.Array], members: jax.Array) -> jax.Array:
         shares: of ``[K]``.
         members: which of them to count ``[K]`` bool.
     """
-    coarse, fine = (jnp.sum(jnp.where(members, share, 0.0)) for share in shares)
+    coarse, fine = sums_of(*(jnp.where(members, share, 0.0) for share in shares))
     return (1 - coarse) - fine
 
 
@@ -300,12 +300,19 @@ def slot_price(link: Link, offload: jax.Array) -> jax.Array:
     given = link, jnp.where(sends, offload, 0.0)
     link, offload = jax.lax.stop_gradient(given)
     highest = jnp.max(jnp.where(sends, log_price(link, link.max_nats), -jnp.inf))
-    log_mu = _climb(link, offload, jnp.asarray(-jnp.inf, highest.dtype), highest, NEWTON_STEPS)
+    lowest = jnp.asarray(-jnp.inf, highest.dtype)
+    shares = least_shares(link, offload)
+    log_mu = _climb(link, offload, shares, lowest, highest, NEWTON_STEPS)
     return _fill_slot(*given, log_mu, jnp.zeros_like(sends))[0]
 
 
 def _climb(
-    link: Link, offload: jax.Array, low: jax.Array, high: jax.Array, steps: int
+    link: Link,
+    offload: jax.Array,
+    shares: tuple[jax.Array, jax.Array],
+    low: jax.Array,
+    high: jax.Array,
+    steps: int,
 ) -> jax.Array:
     """Climb to the price ``[]`` [ln W] at which parts ``[K]`` fill the slot, from ``low`` or above.
 
@@ -315,14 +322,14 @@ def _climb(
     share = jnp.where(sends, offload * link.load / link.slot, 0.0)
     alone = log_price(link, jnp.where(sends, jnp.minimum(share, link.max_nats), 1.0))
     start = jnp.maximum(low, jnp.max(jnp.where(sends, alone, -jnp.inf)))
-    shares = least_shares(link, offload)
 
     def step(_: int, log_mu: jax.Array) -> jax.Array:
         nats = best_nats(link, log_mu)
         capped = nats >= link.max_nats
         used = jnp.where(capped, 0.0, share / nats)
-        fall, total = jnp.sum(used * _excess(nats) / nats**2), jnp.sum(used)
-        left = jnp.maximum(room(shares, capped), 1e-3 * total)
+        coarse, fine = (jnp.where(capped, each, 0.0) for each in shares)
+        fall, total, whole, rest = sums_of(used * _excess(nats) / nats**2, used, coarse, fine)
+        left = jnp.maximum((1 - whole) - rest, 1e-3 * total)
         climb = jnp.maximum(total * jnp.log(jnp.where(total > 0, total / left, 1.0)), 0.0)
         climb = jnp.where(fall > 0, climb / jnp.where(fall > 0, fall, 1.0), 0.0)
         return jnp.minimum(log_mu + climb, high)
@@ -468,14 +475,16 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
     breaks = jnp.where(jnp.isfinite(breaks), breaks, jnp.inf)
     number = jnp.sum(jnp.isfinite(breaks))
     pick = _in_order(breaks)
-    least, most = least_shares(link, must), least_shares(link, jnp.where(wanted, 1.0, must))
+    least, most = least_shares(link, must), (link.exact.coarse, link.exact.fine)
 
     def left(nats: jax.Array, more: jax.Array) -> jax.Array:
         """What is left of the slot, what is sent at full power counted exactly: ``[]`` [-]."""
         capped = nats >= link.max_nats
         shares = jax.tree.map(partial(jnp.where, more), most, least)
-        taken = jnp.where(more, 1.0, must) * link.load / nats
-        return room(shares, capped) - jnp.sum(jnp.where(capped, 0.0, taken)) / link.slot
+        taken = jnp.where(capped, 0.0, jnp.where(more, 1.0, must) * link.load / nats)
+        coarse, fine = (jnp.where(capped, share, 0.0) for share in shares)
+        coarse, fine, taken = sums_of(coarse, fine, taken / link.slot)
+        return (1 - coarse) - fine - taken
 
     def halve(_: int, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         low, high, *ends = found
@@ -500,15 +509,14 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
     low, _, last, spare, after, until, jumps = jax.lax.fori_loop(0, rounds, halve, found)
     before = jnp.where(low >= 0, pick(low), -jnp.inf)
     sends, split = jnp.where(jumps, after, until), jumps & until & ~after
-    log_mu = _climb(link, jnp.where(sends, 1.0, must), before, last, LAST_STEPS)
+    sent, shares = jnp.where(sends, 1.0, must), jax.tree.map(partial(jnp.where, sends), most, least)
+    log_mu = _climb(link, sent, shares, before, last, LAST_STEPS)
     log_mu = jnp.where(jumps, last, log_mu)
 
     nats = best_nats(link, log_mu)
     time = link.load / nats
     fastest = jnp.where(nats < link.max_nats, link.load / link.max_nats, time)
-    sent = jnp.where(sends, 1.0, must)
     longer = jnp.where(jumps, jnp.where(split, (1 - must) * time, 0.0), sent * (time - fastest))
-    shares = jax.tree.map(partial(jnp.where, sends), most, least)
     spare = jnp.where(jumps, spare, room(shares, sent > 0))
     extra = jnp.sum(longer) / link.slot
     most_of = jnp.where(jumps, 1.0, 2.0)
@@ -658,17 +666,20 @@ def proven_dual(link: Link, must: jax.Array, free: jax.Array, log_mu: jax.Array)
 
     shares = least_shares(link, sent)
     part, rest = twofold.two_product(sent, time)
-    step = SHARE_UNIT * twofold.power_of_two(link.slot)
-    steps = jnp.round(part / step) * step  # their sums are exact
-    coarse, fine = (jnp.sum(jnp.where(capped, share, 0.0)) for share in shares)
-    left, more = twofold.two_product(link.slot, 1 - coarse)
-    spare = mu * (
-        (left - jnp.sum(steps)) + (more - jnp.sum(part - steps + rest) - link.slot * fine)
-    )
     spent = jnp.where(sent > 0, sent * energy, 0.0) + (1 - sent) * link.local
-    step = SHARE_UNIT * twofold.power_of_two(jnp.maximum(jnp.max(spent), LEAST_POWER))
-    whole_steps = jnp.round(spent / step) * step
-    value = jnp.sum(whole_steps) + jnp.sum(spent - whole_steps)
+    largest = jnp.maximum(jnp.max(spent), LEAST_POWER)
+    unit_time, unit_energy = (
+        SHARE_UNIT * twofold.power_of_two(x) for x in (link.slot, largest)
+    )
+    steps = jnp.round(part / unit_time) * unit_time  # their sums are exact
+    whole_steps = jnp.round(spent / unit_energy) * unit_energy
+    coarse, fine, in_steps, between, value, rest_value = sums_of(
+        *(jnp.where(capped, share, 0.0) for share in shares), steps, part - steps + rest,
+        whole_steps, spent - whole_steps,
+    )  # fmt: skip
+    left, more = twofold.two_product(link.slot, 1 - coarse)
+    spare = mu * ((left - in_steps) + (more - between - link.slot * fine))
+    value += rest_value
 
     doubt = jnp.where(sent > 0, sent * doubt, 0.0) + 7 * unit * (1 - sent) * link.local
     tie = free & (jnp.abs(whole - link.local) <= 32 * unit * link.local)
@@ -676,10 +687,15 @@ def proven_dual(link: Link, must: jax.Array, free: jax.Array, log_mu: jax.Array)
     split = (must > 0) & (must < 1) & (sent < 1)  # m is rounded
     doubt += jnp.where(split, 8 * unit * whole, 0.0)
     lost = jnp.where(capped, tiny / 8 + SMALLEST / link.max_nats, tiny) * shares[0]
-    doubt = pairwise_sum(doubt) + mu * link.slot * pairwise_sum(jnp.where(sent > 0, lost, 0.0))
+    doubt = pairwise_sum(doubt + mu * link.slot * jnp.where(sent > 0, lost, 0.0))
     doubt += (3 + len(sent) * SHARE_UNIT) * unit * value + 4 * unit * jnp.abs(spare)
     bound = value - spare - doubt
     return jnp.where(bound > 0, bound, 0.0)  # and where it is not a number
+
+
+def sums_of(*terms: jax.Array) -> jax.Array:
+    """Sum each array ``[K]``: all of them at once, since each sum compiles what it depends on."""
+    return jnp.sum(jnp.stack(terms), axis=1)
 
 
 def pairwise_sum(terms: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -200,13 +201,13 @@ def _wanted(settings: dict[str, Any], found: dict[str, Any]) -> Policy | General
         settings: of the file.
         found: shapes and types by name; a network has at least an array a layer.
     """
-    key = jax.random.key(0)
+    key = jax.eval_shape(jax.random.key, 0)  # a value would compile the initialisation
     if settings["format"] == GENERAL_FORMAT:
         width, rounds = _integer(settings, "width"), _integer(settings, "rounds", len(found))
         trust = float(settings["trust"])
         sy.require("trust", trust, 0.0, included=True)
         general = DeviceNetwork(width, rounds, trust)
-        return GeneralPolicy(jax.eval_shape(lambda: init_params(general, key)), general)
+        return GeneralPolicy(jax.eval_shape(partial(init_params, general), key), general)
     if settings["format"] != FORMAT:
         raise ValueError(f"its format is {settings['format']!r}, not {FORMAT!r}")
     hidden = tuple(_integer({"hidden": width}, "hidden") for width in settings["hidden"])
@@ -217,7 +218,8 @@ def _wanted(settings: dict[str, Any], found: dict[str, Any]) -> Policy | General
             raise ValueError(f"{name} must be one of {known}; got {settings[name]!r}")
     network = Network(hidden, bool(settings["share_resources"]))
     num_devices = found["system/task_bits"][0][0]
-    variables = jax.eval_shape(lambda: init_variables(network, key, num_devices))
+    initialise = partial(init_variables, network, num_devices=num_devices)
+    variables = jax.eval_shape(initialise, key)
     system = jax.eval_shape(lambda: sy.check_system(sy.table1(num_devices)))
     return Policy(variables, system, network, settings["role"], settings["scaling"])
 
