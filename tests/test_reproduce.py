@@ -29,7 +29,7 @@ def test_the_results_hold_no_number_of_their_own():
     measured = re.compile(r"\d (%|(ms|us|MB|kB|J|times)\b)")
     for path in TEMPLATES.glob("*.md"):
         for line in path.read_text().splitlines():
-            text = render_results.PLACE.sub("", line)
+            text = render_results.PLACE.sub(" _", line)
             assert not measured.search(text.replace("95 %", "")), line
 
 
