@@ -1,8 +1,7 @@
-"""The numbers and claims in the sentences of the results, by csv and name.
+"""What the results say that is no cell, mean or extreme of a csv: derived numbers, and claims.
 
-Each function reads one csv of experiments/figures. A number stands for ``{{ value:CSV.NAME }}`` in
-a template; True or False is a claim, ``{{ claim:CSV.NAME }}``, and must be True. Shares and gaps
-are fractions, which the template's format writes in percent.
+Each function reads one csv of experiments/figures, and names what it finds for
+``{{ value:CSV.NAME }}``, a number, or ``{{ claim:CSV.NAME }}``, which must be True.
 """
 
 from __future__ import annotations
@@ -14,170 +13,109 @@ import numpy as np
 from result_tables import Rows, slope
 
 Values = dict[str, float | bool]
-FITS = 0.6  # from here on the tasks fit at K = 14 [s]
-LOOSE = 0.9  # deadlines that hardly bind at K = 14 [s]
-RAW = {"raw": "bcos_raw", "learned": "pcos_learned"}  # the networks' own answers
 
 
-def mean(rows: Rows, column: str, **where: str | float) -> float:
-    """Average a column over the rows that have the given values, the empty cells left out."""
-    found = [row[column] for row in rows if all(row[n] == value for n, value in where.items())]
-    return float(np.nanmean(found))
+def by(rows: Rows, column: str, name: str = "method") -> dict[str, float]:
+    """Average a column by name, empty cells left out."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row[column] == row[column]:
+            found.setdefault(row[name], []).append(row[column])
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def figure4(rows: Rows) -> Values:
-    """Read what happens along K."""
-    gap, kept, on_time, energy = (
-        claims.means(rows, "num_devices", column) for column in
-        ("gap_to_optimum_mean", "feasible_fraction", "deadline_met_fraction", "energy_mean_j")
-    )  # fmt: skip
-    devices = np.array(sorted({row["num_devices"] for row in rows}))
+    """Compare the schemes at the largest K, and MCOS with the optimum along K."""
+    gap = claims.means(rows, "num_devices", "gap_to_optimum_mean")
+    energy = claims.means(rows, "num_devices", "energy_mean_j")
     return {
         "mcos_least": 1 + gap["mcos"].min(),
         "mcos_most": 1 + gap["mcos"].max(),
-        "made_feasible_to_14": gap["bcos"][devices <= 14].max(),
-        "made_feasible_last": gap["bcos"][-1],
-        "pcos_gap_last": gap["pcos"][-1],
-        "pcos_energy_last": energy["pcos"][-1] / energy["optimal"][-1] - 1,
-        "raw_gap_last": gap["bcos_raw"][-1],
-        "learned_below_the_optimum": bool(gap["pcos_learned"][-1] < 0),
-        "gaps_grow": bool(gap["bcos"][-1] > gap["bcos"][0] and np.argmax(gap["bcos_raw"]) > 6),
-    } | {
-        f"{name}_{what}_{end}": shares[scheme][place]
-        for name, scheme in RAW.items()
-        for what, shares in (("kept", kept), ("on_time", on_time))
-        for end, place in (("first", 0), ("last", -1))
-    }  # fmt: skip
+        "pcos_energy": energy["pcos"][-1] / energy["optimal"][-1] - 1,
+        "learned_pcos_is_below": bool(gap["pcos_learned"][-1] < 0),
+    }
 
 
 def slopes(rows: Rows) -> Values:
-    """Read what slope 0 and shared branches do, against the others."""
-    raw, fixed = ({r["method"]: r[n] for r in rows} for n in ("energy_raw", "energy_made_feasible"))
+    """Compare slope 0 and shared branches with the others."""
+    raw, fixed = by(rows, "energy_raw"), by(rows, "energy_made_feasible")
     return {
         "zero_saves": raw["zero"] < 0,
-        "zero_on_time": mean(rows, "deadline_met_fraction", method="zero"),
         "zero_is_best_made_feasible": fixed["zero"] == min(fixed.values()),
         "shared_spends_most": raw["share_resources"] == max(raw.values()),
     }
 
 
+def constraints(rows: Rows) -> Values:
+    """Tell whether the largest alpha and margin keep C1-C5 most often at K = 20."""
+    few = [row for row in rows if row["num_devices"] == 20]
+    largest = tuple(max(row[name] for row in few) for name in ("multiplier_step", "margin"))
+    most = (max((row for row in few if row["scheme"] == scheme), key=lambda row: row["kept"])
+            for scheme in ("bcos_raw", "pcos_learned"))  # fmt: skip
+    found = {(row["multiplier_step"], row["margin"]) for row in most}
+    return {"the_largest_keep_most": found == {largest}}
+
+
 def figure5(rows: Rows) -> Values:
-    """Read what happens along T: the gaps where slots are short, the networks where long."""
-    gap, kept, energy = (
-        claims.means(rows, "slot", column)
-        for column in ("gap_to_optimum_mean", "feasible_fraction", "energy_mean_j")
-    )
-    slots = np.array(sorted({row["slot"] for row in rows}))
-    loose = slots >= LOOSE
-    values: Values = {
-        "pcos_gap_lowest": gap["pcos"].min(),
-        "made_feasible_most": gap["bcos"].max(),
-        "pcos_gap_from_06": np.abs(gap["pcos"][slots >= FITS]).max(),
-    }
-    over = [energy[name][loose] / energy["optimal"][loose] - 1 for name in RAW.values()]
-    values |= {"loose_energy_least": np.min(over), "loose_energy_most": np.max(over)}
-    for name, scheme in RAW.items():
-        values[f"{name}_kept_least"] = kept[scheme].min()
-        for what, shares in (("gap", gap), ("kept", kept)):
-            values[f"{name}_loose_{what}_least"] = shares[scheme][loose].min()
-            values[f"{name}_loose_{what}_most"] = shares[scheme][loose].max()
-    return values
+    """Compare the networks' mean energies with the optimum's from T = 0.9 s on."""
+    energy = claims.means(rows, "slot", "energy_mean_j")
+    loose = np.array(sorted({row["slot"] for row in rows})) >= 0.9
+    over = [energy[name][loose] / energy["optimal"][loose] - 1
+            for name in ("bcos_raw", "pcos_learned")]  # fmt: skip
+    return {"loose_energy_least": np.min(over), "loose_energy_most": np.max(over)}
 
 
 def figure6(rows: Rows) -> Values:
-    """Read the shares of channels on time, and that MCOS sends nothing."""
-    sent = [mean(rows, "offload_fraction", scheme=name) for name in ("mcos", "mcos_partial")]
-    return {"mcos_sends_nothing": max(sent) == 0} | {
-        f"{name}_{what}": mean(rows, column, scheme=scheme)
-        for name, scheme in RAW.items()
-        for what, column in (("kept", "feasible_fraction"), ("on_time", "deadline_met_fraction"))
-    }
+    """Tell whether MCOS sends nothing at T = 1 s."""
+    sent = by(rows, "offload_fraction", "scheme")
+    return {"mcos_sends_nothing": sent["mcos"] == sent["mcos_partial"] == 0}
 
 
 def figure6_cdf(rows: Rows) -> Values:
-    """Read the medians of the offloading times at T = 1 s, and that the optimum fills the slot."""
-    middle = {
-        name: mean(rows, "sending_time_s", scheme=name, probability=0.5)
-        for name in (*RAW.values(), "optimal", "pcos")
-    }
-    fills = min(middle["optimal"], middle["pcos"]) > 0.999
-    return {"optima_fill_the_slot": fills} | {n: middle[scheme] for n, scheme in RAW.items()}
+    """Tell whether the optimum fills the slot of 1 s, in the median channel."""
+    median = by([row for row in rows if row["probability"] == 0.5], "sending_time_s", "scheme")
+    return {"optima_fill_the_slot": min(median["optimal"], median["pcos"]) > 0.999}
 
 
 def plane(rows: Rows) -> Values:
-    """Read the plane's size, the gaps of BCOS made feasible, and how often it saves much."""
-    values: Values = {
-        name: len({row[name] for row in rows}) for name in ("num_devices", "slot", "seed")
-    }
-    places = dict.fromkeys((row["num_devices"], row["slot"]) for row in rows)
-    gaps, saved = {}, []
-    for k, slot in places:
-        at = {"num_devices": k, "slot": slot}
-        gaps[k, slot] = mean(rows, "gap_to_optimum_mean", scheme="bcos", **at)
-        ours, local = (mean(rows, "energy_mean_j", scheme=s, **at) for s in ("bcos", "mcos"))
-        saved.append(1 - ours / local)
-    values["gap_where_tasks_fit"] = max(gap for (_, slot), gap in gaps.items() if slot >= FITS)
-    values["gap_most"] = max(gaps.values())
-    values |= {"saved_least": min(saved), "saved_in_nine_of_ten": float(np.quantile(saved, 0.1))}
-    return values
-
-
-def constraints(rows: Rows) -> Values:
-    """Read the setting that keeps C1-C5 on most channels at K = 20, and what it costs."""
-    values: Values = {}
-    for name, scheme in RAW.items():
-        few = [r for r in rows if r["scheme"] == scheme and r["num_devices"] == 20]
-        best = max(few, key=lambda row: row["kept"])
-        values |= {f"{name}_kept": best["kept"], f"{name}_gap": best["gap_mean"]}
-        largest = [max(r[n] for r in few) for n in ("multiplier_step", "margin")]
-        values[f"{name}_best_is_largest"] = [best["multiplier_step"], best["margin"]] == largest
-    return values
+    """Compare BCOS with MCOS in every cell that has feasible channels."""
+    energies = (
+        by([r for r in rows if (r["num_devices"], r["slot"]) == cell], "energy_mean_j", "scheme")
+        for cell in dict.fromkeys((row["num_devices"], row["slot"]) for row in rows)
+    )
+    saved = [1 - energy["bcos"] / energy["mcos"] for energy in energies if energy]
+    return {"saved_least": min(saved), "saved_in_nine_of_ten": float(np.quantile(saved, 0.1))}
 
 
 def frontier(rows: Rows) -> Values:
-    """Read speeds and gaps of the methods."""
+    """Compare the certified optimum's speed and gap with those of other methods."""
     values: Values = {}
-    solvers = {"host": "search on the host", "clarabel": "Clarabel, branch and bound",
-               "scip": "SCIP, tangents"}  # fmt: skip
-    rate = {(r["num_devices"], r["method"]): r["channels_per_second"] for r in rows}
+    times = []
     for k in (14, 20):
-        at, certified = {"num_devices": k}, rate[k, "solve, certified"]
-        for name, method in solvers.items():
-            values[f"over_{name}_{k}"] = certified / rate[k, method]
-        values[f"trained_gap_{k}"] = mean(rows, "gap_mean", method="BCOS, made feasible", **at)
-        for effort in (0, 4, 6):
-            method = f"solve, effort {effort}"
-            values[f"effort_{effort}_gap_{k}"] = mean(rows, "gap_mean", method=method, **at)
-    times = [rate[k, f"solve, effort {n}"] / rate[k, "solve, certified"]
-             for k in (14, 20) for n in (4, 6)]  # fmt: skip
-    first = [row["first_call_s"] for row in rows if row["first_call_s"] == row["first_call_s"]]
-    gaps = [r["gap_worst"] for r in rows if r["method"] == "solve, certified"]
-    nothing, trained = (
-        mean(rows, "gap_mean", method=name, num_devices=20)
-        for name in ("repair of nothing", "BCOS, made feasible")
-    )
+        own = [row for row in rows if row["num_devices"] == k]
+        rate = by(own, "channels_per_second")
+        over = {name: rate["solve, certified"] / value for name, value in rate.items()}
+        times += [1 / over["solve, effort 4"], 1 / over["solve, effort 6"]]
+        values |= {f"over_host_{k}": over["search on the host"],
+                   f"over_clarabel_{k}": over["Clarabel, branch and bound"],
+                   f"over_scip_{k}": over["SCIP, tangents"]}  # fmt: skip
+    gap, worst = by(own, "gap_mean"), by(rows, "gap_worst")
     return values | {
-        "single_us": mean(rows, "p50_us", method="solve, certified", num_devices=20),
         "times_of_policy_least": min(times),
         "times_of_policy_most": max(times),
-        "first_call_least": min(first),
-        "first_call_most": max(first),
-        "certified_has_no_gap": max(gaps) < 1e-6,
-        "repair_of_nothing_is_closer": nothing < trained,
+        "certified_has_no_gap": worst["solve, certified"] < 1e-6,
+        "repair_of_nothing_is_closer": gap["repair of nothing"] < gap["BCOS, made feasible"],
     }
 
 
 def certify(rows: Rows) -> Values:
-    """Read how many channels were proven, and that each proof is true."""
+    """Count what was proven, and tell whether all of it is true."""
     some = [row for row in rows if row["feasible_fraction"] > 0]
     number = [round(row["channels"] * row["feasible_fraction"]) for row in some]
     return {
         "channels": sum(row["channels"] for row in rows),
         "feasible": sum(number),
         "certified": float(np.average([row["certified"] for row in some], weights=number)),
-        "least_certified": min(row["certified"] for row in some),
-        "one_stage_least": min(row["certified_one_stage"] for row in some),
-        "worst_gap": max(row["gap_worst"] for row in some),
         "all_are_optimal": min(row["optimal_fraction"] for row in some) == 1,
         "no_bound_is_false": max(row["false_bounds"] for row in rows) == 0,
     }
@@ -185,50 +123,46 @@ def certify(rows: Rows) -> Values:
 
 def scale(rows: Rows) -> Values:
     """Read how time grows with K, and where the proven gap is largest."""
-    worst = max(rows, key=lambda row: row["gap_mean"])
+    most = max(rows, key=lambda row: row["gap_mean"])
     return {
         "slope": slope(rows),
-        "gap_most": worst["gap_mean"],
-        "gap_most_at": worst["num_devices"],
-        "largest": rows[-1]["num_devices"],
-        "largest_ms": rows[-1]["us_per_channel"] / 1e3,
-        "large_k_has_less": rows[-1]["gap_mean"] < worst["gap_mean"] / 5,
+        "milliseconds": rows[-1]["us_per_channel"] / 1e3,
+        "gap_most_at": most["num_devices"],
+        "many_have_less": rows[-1]["gap_mean"] < most["gap_mean"] / 5,
     }
 
 
 def gradients(rows: Rows) -> Values:
-    """Read the mean gaps of the gradient estimators, and their order."""
-    gap = {n: mean(rows, "gap_mean", method=n) for n in dict.fromkeys(r["method"] for r in rows)}
+    """Order the estimators by their mean gaps."""
+    gap, fits = by(rows, "gap_mean"), by(rows, "within_deadline")
     relaxations = [gap[n] for n in ("clipped", "gumbel", "reinforce", "relaxed", "sampled")]
-    ours, fits = gap["best_flips"], "within_deadline"
     return {
         "relaxations_least": min(relaxations),
         "relaxations_most": max(relaxations),
-        "flips_is_best": ours == min(gap.values()),
+        "the_teacher_is_as_good": gap["teacher"] <= max(relaxations),
+        "flips_are_best": gap["best_flips"] == min(gap.values()),
         "exact_is_next": max(gap["exact"], gap["exact_best"]) < min(*relaxations, gap["teacher"]),
         "sign_is_worst": gap["sign"] == max(gap.values()),
-        "straight_through_fits": mean(rows, fits, method="straight_through"),
-        "straight_through_fits_least": mean(rows, fits, method="straight_through")
-        == min(mean(rows, fits, method=name) for name in gap),
-    } | {name: gap[name] for name in ("teacher", "exact", "exact_best", "best_flips")}
+        "straight_through_fits_least": fits["straight_through"] == min(fits.values()),
+    }
 
 
 def lanes(rows: Rows) -> Values:
     """Read what a lane adds to the memory, and which way is quicker with all lanes."""
-    own = {n: [r for r in rows if r["method"] == n] for n in ("lax.map", "vmap")}
-    first, last = own["lax.map"][0], own["lax.map"][-1]
+    first, last = (next(r for r in order if r["method"] == "lax.map")
+                   for order in (rows, rows[::-1]))  # fmt: skip
     grown = (last["peak_mb"] - first["peak_mb"]) / (last["lanes"] - first["lanes"])
-    quicker = last["lane_steps_per_s"] > own["vmap"][-1]["lane_steps_per_s"]
-    return {"mb_per_lane": grown, "map_is_quicker": quicker}
+    rate = by([r for r in rows if r["lanes"] == last["lanes"]], "lane_steps_per_s")
+    return {"mb_per_lane": grown, "map_is_quicker": rate["lax.map"] > rate["vmap"]}
 
 
 def precision(rows: Rows) -> Values:
-    """Read that every error is within its budget."""
+    """Tell whether every error is within its budget."""
     return {"within_budget": all(row["error_max"] <= row["budget"] for row in rows)}
 
 
 def kills(rows: Rows) -> Values:
-    """Read how many runs were killed, what it cost, and that it changed nothing."""
+    """Count kills and runs, read what they cost, and tell whether they changed nothing."""
     lost = [row["seconds_lost"] for row in rows if not row["method"].startswith("start")]
     return {
         "kills": len(rows),
@@ -240,28 +174,17 @@ def kills(rows: Rows) -> Values:
 
 
 def soak_memory(rows: Rows) -> Values:
-    """Read the load's calls and programs, and the memory [MB]."""
+    """Read the load's end, and what the second half added to the memory [MB]."""
     half, last = rows[len(rows) // 2], rows[-1]
-    return {
+    return {name: last[name] for name in ("calls", "programs", "memory_mb")} | {
         "minutes": last["seconds"] / 60,
-        "calls": last["calls"],
-        "programs": last["programs"],
-        "memory": last["memory_mb"],
         "grown": last["memory_mb"] - half["memory_mb"],
         "per_program": last["memory_mb"] / last["programs"],
     }
 
 
-def csi(rows: Rows) -> Values:
-    """Read the estimation errors, and how many channels are late without a back-off."""
-    errors = [row["error"] for row in rows]
-    late = [row["late_fraction"] for row in rows if row["backoff_db"] == 0]
-    return {"error_least": min(errors), "error_most": max(errors),
-            "late_least": min(late), "late_most": max(late)}  # fmt: skip
-
-
 VALUES: dict[str, Callable[[Rows], Values]] = {
     function.__name__: function for function in
-    (figure4, slopes, figure5, figure6, figure6_cdf, plane, constraints, frontier, certify, scale,
-     gradients, lanes, precision, kills, soak_memory, csi)
+    (figure4, slopes, constraints, figure5, figure6, figure6_cdf, plane, frontier, certify, scale,
+     gradients, lanes, precision, kills, soak_memory)
 }  # fmt: skip

@@ -35,14 +35,14 @@ def test_the_results_hold_no_number_of_their_own():
 
 def test_all_that_can_be_rendered_is():
     templates = "".join(path.read_text() for path in TEMPLATES.glob("*.md"))
-    used = {(kind, name) for _, kind, name, _ in render_results.PLACE.findall(templates)}
+    used = {place[1:3] for place in render_results.PLACE.findall(templates)}
     tables = {name for kind, name in used if kind == "table"}
     assert tables == set(result_tables.TABLES)
-    values = {name for kind, name in used if kind != "table"}
+    values = {name for kind, name in used if kind in ("value", "claim")}
     read = {
         f"{name}.{key}"
         for name, function in result_values.VALUES.items()
-        for key in function(render_results.common.read_csv(FIGURES / f"{name}.csv"))
+        for key in function(render_results.read(FIGURES / f"{name}.csv"))
     }
     assert values == read
 
@@ -73,13 +73,24 @@ def test_csv_that_drifted_are_found_line_by_line(tmp_path):
 
 
 def test_placeholders_that_cannot_be_filled_are_named():
-    template = (
-        "a {{ value:certify.channels }} {{ claim:kills.nothing_differs }}\n{{ table:none }}\n"
-    )
-    template += "{{ value:kills.none }}\n{{ values:x }}\n{{ claim:certify.channels }}\n"
+    template = "a {{ value:certify.channels }} {{ claim:kills.nothing_differs }}\n"
+    template += "{{ table:none }}\n{{ value:kills.none }}\n{{ claim:certify.channels }}\n"
+    template += "{{ mean:figure4.feasible_fraction scheme=none }} {{ mean:figure4.none }}\n{{ x }}"
     text, problems = render_results.fill(template, FIGURES)
     assert text.splitlines()[0] == "a 72000"
-    assert [line for line, _ in problems] == [2, 3, 5, 4]
+    assert [line for line, _ in problems] == [2, 3, 4, 5, 5, 0]
+
+
+def test_extremes_are_those_of_means_over_seeds():
+    """Seeds 1 and 3 at T = 1, seeds 4 and NaN at T = 2: the means are 2 and 4."""
+    values = ((1, 0, 1.0), (1, 1, 3.0), (2, 0, 4.0), (2, 1, float("nan")))
+    rows = [dict(zip(("slot", "seed", "gap"), row)) | {"scheme": "a b"} for row in values]
+    found = {kind: render_results.reduce(rows, kind, "gap", "scheme=a b", "slot<=2")
+             for kind in render_results.REDUCE}  # fmt: skip
+    assert found == {"mean": 3.0, "least": 2.0, "most": 4.0}
+    assert render_results.reduce(rows, "most", "gap", "slot>=2", "seed=0") == 4.0
+    single = [{"gap": value} for *_, value in values[:2]]
+    assert render_results.reduce(single, "most", "gap") == 3.0
 
 
 def test_a_claim_that_fails_stops_the_rendering(tmp_path, capsys):
