@@ -16,7 +16,7 @@ from typing import Any
 
 import common
 import numpy as np
-import readme_tables
+import result_tables
 import trainings
 from absl import flags
 
@@ -95,7 +95,7 @@ def draw(folder: Path) -> None:
     place = "num_devices", "slot", "multiplier_step", "margin", "seed", "scheme"
     numbers = "kept", "kept_realised", "gap_mean", "gap_mean_kept"
     rows = common.read_csv(folder / "constraints.csv", (*place, *numbers), place, whole=True)
-    readme_tables.show(readme_tables.constraints(rows))
+    result_tables.show(result_tables.constraints(rows))
 
 
 if __name__ == "__main__":

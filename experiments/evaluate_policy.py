@@ -21,8 +21,8 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-import readme_figures
-import readme_tables
+import result_figures
+import result_tables
 from absl import flags
 
 from meco_jax import GeneralPolicy, System, figures, load_policy, pretrained, solve
@@ -64,8 +64,8 @@ def main(argv: list[str]) -> None:
     common.begin(argv)
     efforts, folder = common.integers("efforts", low=0), Path(FLAGS.output_dir)
     tables = read(folder) if FLAGS.plot_only else evaluate(efforts)
-    figures.save_figure(readme_figures.beyond(tables["beyond"]), folder / "beyond")
-    figures.save_figure(readme_figures.csi(tables["csi"]), folder / "csi")
+    figures.save_figure(result_figures.beyond(tables["beyond"]), folder / "beyond")
+    figures.save_figure(result_figures.csi(tables["csi"]), folder / "csi")
     if not FLAGS.plot_only:
         common.write_run(folder / "run.json")
         print(f"wrote {folder} in {common.seconds():.0f} s")
@@ -215,8 +215,8 @@ def _pay(
 
 
 def report(gaps: list[dict[str, Any]]) -> None:
-    """Print the table as README has it: a row a K, the means over its rows and the worst."""
-    readme_tables.show(readme_tables.policy(gaps))
+    """Print the table as RESULTS.md has it: a row a K, the means over its rows and the worst."""
+    result_tables.show(result_tables.policy(gaps))
     print(f"feasible for one of policy and optimum alone: {sum(row['missed'] for row in gaps)}")
 
 

@@ -198,7 +198,7 @@ def rounded(system: System, h: jax.Array) -> Solution:
 
 
 def heads(system: System, h: jax.Array, order: Callable[[Link, Any], jax.Array]) -> Solution:
-    """Line the devices up, the forced ones first, and take the best head of the line."""
+    """Rank the devices, the forced ones first, and take the best prefix of the ranking."""
     uplinks, forced = link(system, h), sy.forced(system)
     relaxed = relax(uplinks, forced.astype(h.dtype))
     place = jnp.argsort(jnp.lexsort((-order(uplinks, relaxed), ~forced)))

@@ -22,7 +22,7 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-import readme_tables
+import result_tables
 from absl import flags
 
 from meco_jax import GeneralPolicy, PolicyConfig, System, figures, pad_devices, solve
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
     figures.save_figure(figures.learning_figure(curves, rows[0]["seeds"]), folder / "gradients")
     if not FLAGS.plot_only:
         common.write_run(folder / "run.json")
-    readme_tables.show(readme_tables.gradients(rows))
+    result_tables.show(result_tables.gradients(rows))
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -18,7 +18,7 @@ from typing import Any
 import common
 import jax
 import numpy as np
-import readme_tables
+import result_tables
 import trainings
 from absl import flags
 
@@ -70,9 +70,9 @@ def main(argv: list[str]) -> None:
         bar.advance(1, "one call against many")
     draw(folder)
     common.write_run(folder / "run.json")
-    readme_tables.show(readme_tables.lanes(rows))
+    result_tables.show(result_tables.lanes(rows))
     print(f"{ratios[0]['lanes']} lanes in one call, and in a call each:")
-    readme_tables.show(readme_tables.ratios(ratios))
+    result_tables.show(result_tables.ratios(ratios))
 
 
 def measure(num_devices: int, number: int, size: int, config: TrainConfig) -> dict[str, float]:

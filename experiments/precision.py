@@ -15,7 +15,7 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-import readme_tables
+import result_tables
 from absl import flags
 
 from meco_jax import System, sample_systems, solve
@@ -88,8 +88,8 @@ def row(name: str, single: Values, double: Values) -> dict[str, Any]:
 
 
 def report(rows: list[dict[str, Any]], single: Values, double: Values) -> None:
-    """Print the table as README has it, and how often the precisions decide otherwise."""
-    readme_tables.show(readme_tables.precision(rows))
+    """Print the table as RESULTS.md has it, and how often the precisions decide otherwise."""
+    result_tables.show(result_tables.precision(rows))
     for method in METHODS:
         names = f"{method}: feasible", f"{method}: offload"
         feasible, offload = (np.abs(1.0 * single[n] - double[n]) for n in names)

@@ -1,7 +1,7 @@
-"""Checks the figures that README quotes: against the committed tables, and against fresh runs.
+"""Checks the results that are committed: the documents against the csv, the csv by fresh runs.
 
-1. "tables" and "prose": every cell of README's result tables and the numbers of its sentences,
-   written anew from the csv in experiments/figures/, must read the same.
+1. "documents": what render_results.py renders from the csv in experiments/figures/ must be what
+   README.md and RESULTS.md say, line by line.
 2. Fresh runs of the quick presets, each a process of its own in --output_dir/NAME, are compared
    with the committed csv. They have other channels, fewer of them, and short trainings, so each
    check states its tolerance. A run that is finished is not run again by the same command.
@@ -14,6 +14,7 @@ status 1 if anything does not hold. Example:
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ from typing import Any, NamedTuple
 import claims
 import common
 import numpy as np
-import quoted
+import render_results
+import result_tables
 from absl import flags
 
 Row = dict[str, Any]
@@ -60,21 +62,20 @@ RUNS = {
     ),
     "scale": Run("scale", ("--num_devices=10,100,1000", "--work=8192"), ("num_devices",)),
 }  # fmt: skip
-PARTS = ("tables", "prose", *RUNS)
+PARTS = ("documents", *RUNS)
 
 FLAGS = flags.FLAGS
 common.define_flags()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(claims)
 flags.DEFINE_multi_enum("only", list(PARTS), list(PARTS), "what to check; may be given again")
-flags.DEFINE_string("readme", "README.md", "the text that quotes figures")
 
 
 class Finding(NamedTuple):
     """One line of the report."""
 
     what: str
-    readme: str
+    committed: str
     fresh: str
     tolerance: str
     holds: bool
@@ -104,10 +105,7 @@ def main(argv: list[str]) -> None:
 
 def find(folder: Path) -> list[Row]:
     """Check all parts that are asked for."""
-    try:
-        readme, tables = Path(FLAGS.readme).read_text(), Path(FLAGS.tables)
-    except OSError as error:
-        common.stop(f"--readme={FLAGS.readme} cannot be read: {error.strerror}")
+    tables = Path(FLAGS.tables)
     findings: list[Row] = []
     with common.Bar(len(FLAGS.only)) as bar:
         for part in FLAGS.only:
@@ -115,7 +113,7 @@ def find(folder: Path) -> list[Row]:
             if part in RUNS:
                 found = compare(part, tables, fresh(part, folder))
             else:
-                found = [Finding(*each) for each in quoted.check(part, readme, tables)]
+                found = list(documents(tables))
             findings += [{"part": part, **each._asdict()} for each in found]
             common.write_csv(folder / "reproduce.csv", findings)
             common.write_run(folder / "run.json", finished=False)
@@ -123,12 +121,27 @@ def find(folder: Path) -> list[Row]:
     return findings
 
 
+def documents(tables: Path) -> Iterator[Finding]:
+    """Compare every document with what the csv render: its lines that differ, and the whole."""
+    for name in render_results.DOCUMENTS:
+        old = (render_results.ROOT / name).read_text()
+        both = old.splitlines(), render_results.render(old, tables).splitlines()
+        pairs = enumerate(itertools.zip_longest(*both, fillvalue=""), 1)
+        wrong = [
+            Finding(f"{name}, line {line}", mine, true, "the digits printed", False)
+            for line, (mine, true) in pairs if mine != true
+        ]  # fmt: skip
+        yield from wrong
+        mine, true = (f"{len(lines)} lines" for lines in both)
+        yield Finding(f"{name}, the whole", mine, true, "the digits printed", not wrong)
+
+
 def report(findings: list[Row]) -> None:
     """Print the Markdown table."""
-    print("| part | what | README | fresh | tolerance | holds | used |\n" + "|---" * 7 + "|")
-    for each in findings:
-        cells = each | {"holds": "yes" if each["holds"] else "NO"}
-        print("| " + " | ".join(cells.values()) + " |")
+    titles = "part", "what", "committed", "fresh", "tolerance", "holds", "used"
+    cells = [each | {"holds": "yes" if each["holds"] else "NO"} for each in findings]
+    lines = [[text.replace("|", "/") for text in each.values()] for each in cells]
+    result_tables.show([list(titles), *lines])
 
 
 def fresh(name: str, folder: Path) -> list[Row]:
@@ -156,8 +169,8 @@ def compare(name: str, tables: Path, new: list[Row]) -> list[Finding]:
     for what, check, tolerance in CHECKS[name]:
         try:
             findings.append(judge(what, check(both), tolerance))
-        except quoted.LACKS as error:
-            findings.append(Finding(what, "", quoted.lacks(error), tolerance, False))
+        except result_tables.LACKS as error:
+            findings.append(Finding(what, "", result_tables.lacks(error), tolerance, False))
     return findings
 
 
@@ -251,7 +264,7 @@ def speedup(both: Both, slow: str, most: float) -> Iterator[Pair]:
 
 def slopes(both: Both, most: float) -> Iterator[Pair]:
     """Slopes of ln time over ln K at the same K, by a difference."""
-    old, new = (quoted.slope(list(rows)) for rows in zip(*both))
+    old, new = (result_tables.slope(list(rows)) for rows in zip(*both))
     yield Pair("all K", old, new, abs(old - new) / most)
 
 
@@ -302,7 +315,7 @@ CHECKS: dict[str, list[tuple[str, Check, str]]] = {
     "scale": [
         ("slope of ln time over ln K", partial(slopes, most=0.3), "0.3"),
         ("mean proven gap", partial(near, column="gap_mean", most=1e-3), "0.001"),
-        ("memory a channel [byte]", partial(factor, column="bytes_per_channel", most=3),
+        ("memory per channel [byte]", partial(factor, column="bytes_per_channel", most=3),
          "a factor of 3"),
     ],
 }  # fmt: skip

@@ -1,8 +1,8 @@
 """Time, memory and proven gap of the certified optimum from ten to ten thousand devices.
 
 The bandwidth grows with K, so that a device's share of it stays the same. The proven gap of a
-channel is 1 - lower bound / energy. Writes
-results.csv, scale.png/.pdf and run.json into --output_dir. Example:
+channel is 1 - lower bound / energy. Writes results.csv, scale.png/.pdf and run.json into
+--output_dir. Example:
 
     python experiments/scale.py --output_dir=runs/scale
 """
@@ -18,6 +18,7 @@ import common
 import jax
 import numpy as np
 from absl import flags
+from result_tables import slope
 
 from meco_jax import System, figures, sample_channels, solve
 from meco_jax.system import check_system, table1
@@ -87,14 +88,6 @@ def measure(num_devices: int) -> dict[str, Any]:
 def one_stage(h: jax.Array, system: System) -> Any:
     """Solve as ``solve`` does inside other jitted code."""
     return solve(h, system, method="optimal")
-
-
-def slope(rows: list[dict[str, Any]]) -> float:
-    """Fit ln time over ln K."""
-    if len(rows) < 2:
-        return float("nan")
-    sizes, times = (np.log([r[name] for r in rows]) for name in ("num_devices", "us_per_channel"))
-    return float(np.polyfit(sizes, times, 1)[0])
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import common
 import jax
 import numpy as np
-import readme_tables
+import result_tables
 from absl import flags
 
 from meco_jax import Solution, System, figures, sample_channels, solve, solver, table1
@@ -173,7 +173,7 @@ def memory_mb() -> float:
 
 def report(latency: list[dict[str, Any]], found: dict[str, Any]) -> None:
     """Print the latencies of batches of similar size, and stop if something is wrong."""
-    readme_tables.show(readme_tables.soak(latency))
+    result_tables.show(result_tables.soak(latency))
     print(", ".join(f"{name} {value}" for name, value in found.items()))
     if found["wrong_answers"] or found["errors"]:
         common.stop("an answer differs from that of a single thread, or a call failed", 1)

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
         for i in range(len(history["step"]))
     ]
     common.write_csv(folder / "history.csv", rows)
-    gaps = {"best head of the line over the lower bound": history["gap"]}
+    gaps = {"best prefix of the ranking over the lower bound": history["gap"]}
     panel = figures.GapPanel(
         "step [-]", history["step"], gaps, ylabel="mean gap to the lower bound [%]"
     )

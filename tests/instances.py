@@ -1,4 +1,4 @@
-"""Instances far beyond the usual: what README promises for, drawn from a few knobs."""
+"""Instances far beyond the usual: what the guide promises for, drawn from a few knobs."""
 
 from typing import NamedTuple
 

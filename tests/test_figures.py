@@ -4,7 +4,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-import readme_figures
+import result_figures
 from matplotlib import colors, image
 
 from meco_jax import figures
@@ -210,11 +210,11 @@ def test_frontier_and_scale_figures():
     np.testing.assert_allclose(gap.lines[0].get_ydata(), [1.0, 0.0, 1.0, 0.0])
 
 
-@pytest.mark.parametrize("name", readme_figures.FIGURES)
-def test_readme_figures_are_those_of_the_committed_tables(name, tmp_path):
+@pytest.mark.parametrize("name", result_figures.FIGURES)
+def test_result_figures_are_those_of_the_committed_tables(name, tmp_path):
     """Pixel by pixel, by the matplotlib that drew them; another's text differs a little."""
     with matplotlib.rc_context(figures.STYLE):
-        readme_figures.draw(name, FIGURES).savefig(tmp_path / "mine.png")
+        result_figures.draw(name, FIGURES).savefig(tmp_path / "mine.png")
     files = tmp_path / "mine.png", FIGURES / f"{name}.png"
     mine, committed = (image.imread(file) for file in files)
     if f"version{matplotlib.__version__}," in files[1].read_bytes()[:400].decode("latin-1"):

@@ -96,7 +96,7 @@ def test_effort_only_helps(untrained):
 
 
 def test_the_shipped_policy_is_near_the_optimum():
-    """Mean gap at most 3 % without and 0.3 % with effort, as README says, tasks unseen."""
+    """Mean gap at most 3 % without and 0.3 % with effort, as the results say, tasks unseen."""
     cases = [(k, seed) for k in (4, 14, 20) for seed in range(2**30, 2**30 + 100)]
     tables = [pad_devices(table1(k, seed=seed), 20) for k, seed in cases]
     systems = jax.tree.map(lambda *x: np.stack(x), *tables)

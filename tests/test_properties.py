@@ -1,4 +1,4 @@
-"""What README promises of ``solve``, on inputs far beyond the usual.
+"""What the guide promises of ``solve``, on inputs far beyond the usual.
 
 In CI 40 examples a test, always the same. ``MECO_FUZZ=1000 pytest tests/test_properties.py`` takes
 that many, at random; each has ``CHANNELS`` channels.

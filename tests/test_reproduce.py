@@ -1,50 +1,105 @@
-"""README's figures against the committed tables, and how fresh runs are compared with them."""
+"""The documents against the committed csv, and how fresh runs are compared with these."""
 
 import csv
 import json
+import re
+import shutil
 
 import pytest
-import quoted
+import render_results
 import reproduce
+import result_tables
+import result_values
 from test_experiments import ROOT, run
 
-README, FIGURES = ROOT / "README.md", ROOT / "experiments" / "figures"
+FIGURES = ROOT / "experiments" / "figures"
+TEMPLATES = ROOT / "experiments" / "templates"
 
 
-def read(path):
-    with open(path) as file:
-        return list(csv.DictReader(file))
+@pytest.mark.parametrize("name", render_results.DOCUMENTS)
+def test_documents_are_those_that_the_csv_render(name):
+    text = (ROOT / name).read_text()
+    rendered = render_results.render(text, FIGURES)
+    assert rendered == text, "run python experiments/render_results.py"
+    assert len(render_results.PART.findall(text)) == 1
 
 
-def quote(tmp_path, text):
-    (tmp_path / "README.md").write_text(text)
-    flags = (f"--output_dir={tmp_path}", f"--readme={tmp_path / 'README.md'}",
-             f"--tables={FIGURES}", "--only=tables", "--only=prose")  # fmt: skip
-    return run(*flags, script="reproduce"), read(tmp_path / "reproduce.csv")
+def test_the_results_hold_no_number_of_their_own():
+    """What is measured stands in the csv: percents and units come from placeholders alone."""
+    measured = re.compile(r"\d (%|(ms|us|MB|kB|J|times)\b)")
+    for path in TEMPLATES.glob("*.md"):
+        for line in path.read_text().splitlines():
+            text = render_results.PLACE.sub(" _", line)
+            assert not measured.search(text.replace("95 %", "")), line
 
 
-def test_readme_quotes_the_committed_tables(tmp_path):
-    result, rows = quote(tmp_path, README.read_text())
-    bad = [row for row in rows if row["holds"] != "True"]
-    assert not bad
-    assert result.returncode == 0, result.stderr
-    assert len(rows) >= len(quoted.TABLES) + len(quoted.PROSE)
-    assert json.loads((tmp_path / "run.json").read_text())["failed"] == 0
+def test_all_that_can_be_rendered_is():
+    templates = "".join(path.read_text() for path in TEMPLATES.glob("*.md"))
+    used = {place[1:3] for place in render_results.PLACE.findall(templates)}
+    tables = {name for kind, name in used if kind == "table"}
+    assert tables == set(result_tables.TABLES)
+    values = {name for kind, name in used if kind in ("value", "claim")}
+    read = {
+        f"{name}.{key}"
+        for name, function in result_values.VALUES.items()
+        for key in function(render_results.read(FIGURES / f"{name}.csv"))
+    }
+    assert values == read
 
 
-def test_wrong_quotes_are_named(tmp_path):
-    text = README.read_text()
-    wrong = text.replace("| +7.1 | +8.3 |", "| +7.1 | +8.4 |")
-    wrong = wrong.replace("time rises as K", "time grows as K")
-    result, rows = quote(tmp_path, wrong)
-    assert result.returncode == 1
-    bad = [(row["what"], row["readme"], row["fresh"]) for row in rows if row["holds"] != "True"]
-    assert ("figure4: row 'raw BCOS, all answers: mean gap [%]', column '6'", "+8.4", "+8.3") in bad
-    assert any(readme == "not found" and "time rises" in what for what, readme, _ in bad)
+def drift(folder, name, old, new):
+    """Copy the csv with one of them changed."""
+    shutil.copytree(FIGURES, folder, ignore=shutil.ignore_patterns("*.p*"))
+    text = (folder / f"{name}.csv").read_text()
+    assert old in text
+    (folder / f"{name}.csv").write_text(text.replace(old, new))
+
+
+def test_csv_that_drifted_are_found_line_by_line(tmp_path):
+    drift(tmp_path / "csv", "figure4", "4,0.5,0,bcos_raw,0.0043505849,0.0005267437,0.99849398",
+          "4,0.5,0,bcos_raw,0.0043505849,0.0005267437,0.5")  # fmt: skip
+    flags = f"--output_dir={tmp_path}", f"--tables={tmp_path / 'csv'}", "--only=documents"
+    result = run(*flags, script="reproduce")
+    assert result.returncode == 1, result.stderr
+    with open(tmp_path / "reproduce.csv") as file:
+        bad = [row for row in csv.DictReader(file) if row["holds"] != "True"]
+    old, new = next(
+        (r["committed"], r["fresh"]) for r in bad if "raw BCOS: all of C1" in r["fresh"]
+    )
+    assert old.split("|")[3:] == new.split("|")[3:]
+    assert float(new.split("|")[2]) < float(old.split("|")[2]) - 10
     assert "NO |" in result.stdout
-    shorter = "\n".join(line for line in text.splitlines() if not line.startswith("| MCOS |"))
-    found = [what for what, *_, holds in quoted.check("tables", shorter, FIGURES) if not holds]
-    assert found == ["frontier: size of the table"]
+    assert json.loads((tmp_path / "run.json").read_text())["failed"] == len(bad)
+
+
+def test_placeholders_that_cannot_be_filled_are_named():
+    template = "a {{ value:certify.channels }} {{ claim:kills.nothing_differs }}\n"
+    template += "{{ table:none }}\n{{ value:kills.none }}\n{{ claim:certify.channels }}\n"
+    template += "{{ mean:figure4.feasible_fraction scheme=none }} {{ mean:figure4.none }}\n{{ x }}"
+    text, problems = render_results.fill(template, FIGURES)
+    assert text.splitlines()[0] == "a 72000"
+    assert [line for line, _ in problems] == [2, 3, 4, 5, 5, 0]
+
+
+def test_extremes_are_those_of_means_over_seeds():
+    """Seeds 1 and 3 at T = 1, seeds 4 and NaN at T = 2: the means are 2 and 4."""
+    values = ((1, 0, 1.0), (1, 1, 3.0), (2, 0, 4.0), (2, 1, float("nan")))
+    rows = [dict(zip(("slot", "seed", "gap"), row)) | {"scheme": "a b"} for row in values]
+    found = {kind: render_results.reduce(rows, kind, "gap", "scheme=a b", "slot<=2")
+             for kind in render_results.REDUCE}  # fmt: skip
+    assert found == {"mean": 3.0, "least": 2.0, "most": 4.0}
+    assert render_results.reduce(rows, "most", "gap", "slot>=2", "seed=0") == 4.0
+    single = [{"gap": value} for *_, value in values[:2]]
+    assert render_results.reduce(single, "most", "gap") == 3.0
+
+
+def test_a_claim_that_fails_stops_the_rendering(tmp_path, capsys):
+    drift(tmp_path / "csv", "certify", "14,2,0.5,2000,0.996,0.99949799,1,1,0,0",
+          "14,2,0.5,2000,0.996,0.99949799,1,0.9,0,0")  # fmt: skip
+    document = (ROOT / "experiments" / "RESULTS.md").read_text()
+    with pytest.raises(SystemExit):
+        render_results.render(document, tmp_path / "csv")
+    assert "certify.all_are_optimal }}: AssertionError does not hold" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", reproduce.RUNS)
@@ -64,7 +119,7 @@ def test_checks_hold_on_the_tables_themselves(name):
         ("certify", "false_bounds", 1.0, "false_bounds by solve"),
         ("policy", "effort_6_gap_mean", 0.01, "mean gap at effort_6"),
         ("frontier", "gap_worst", 0.001, "worst gap of solve, certified"),
-        ("scale", "bytes_per_channel", 1.0, "memory a channel [byte]"),
+        ("scale", "bytes_per_channel", 1.0, "memory per channel [byte]"),
     ],
 )
 def test_a_drift_is_found(name, column, value, what):

@@ -1,8 +1,8 @@
-"""The figures of README, drawn from the rows of csv files.
+"""The figures of the results, drawn from the rows of csv files.
 
-Draws all of them again, a few seconds, into the folder of their csv:
+Draws all of them again, in a few seconds, into the folder of their csv:
 
-    python experiments/readme_figures.py --tables=experiments/figures
+    python experiments/result_figures.py --tables=experiments/figures
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import claims
 import common
-import quoted
+import result_tables
 from absl import flags
 from matplotlib.figure import Figure
-from readme_tables import Rows
+from result_tables import Rows
 
 from meco_jax import figures
 
@@ -38,8 +38,8 @@ def main(argv: list[str]) -> None:
     for name in FIGURES:
         try:
             figure = draw(name, Path(FLAGS.tables))
-        except quoted.LACKS as error:
-            common.stop(f"{name}: {quoted.lacks(error)}")
+        except result_tables.LACKS as error:
+            common.stop(f"{name}: {result_tables.lacks(error)}")
         figures.save_figure(figure, Path(FLAGS.tables) / name)
 
 
@@ -83,13 +83,13 @@ def csi(rows: Rows) -> Figure:
 
 
 def gradients(curves: Rows, rows: Rows) -> Figure:
-    """Draw how the ways to learn fare."""
+    """Draw how the gradient estimators fare."""
     return figures.learning_figure(curves, int(rows[0]["seeds"]))
 
 
 def scale(rows: Rows) -> Figure:
     """Draw time, memory and gap, with the slope of the time."""
-    return figures.scale_figure(rows, quoted.slope(rows))
+    return figures.scale_figure(rows, result_tables.slope(rows))
 
 
 FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {  # by file: its csv

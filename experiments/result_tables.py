@@ -1,4 +1,4 @@
-"""The tables of README, written from the rows of csv files: lists of cells, the header first."""
+"""The tables of the results, from the rows of csv files: lists of cells, the header first."""
 
 from __future__ import annotations
 
@@ -12,14 +12,25 @@ from meco_jax.figures import ROUNDING
 
 Rows = list[dict[str, Any]]
 Lines = list[list[str]]  # cells
+LACKS = KeyError, IndexError, ValueError, TypeError  # of columns and rows that are not there
+QUANTITIES = {"best_nats": "spectral efficiency at a price", "priced_cost": "cost at a price",
+              "required_ratio": "part that must be sent"}  # fmt: skip
+
+
+def lacks(error: Exception) -> str:
+    """Say that a csv does not hold what is asked of it."""
+    return f"the csv lacks it ({type(error).__name__}: {error})"
+
+
+def markdown(lines: Lines) -> str:
+    """Write a table in Markdown."""
+    header, *rest = ("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join([header, "|---" * len(lines[0]) + "|", *rest])
 
 
 def show(lines: Lines) -> None:
     """Print a table in Markdown."""
-    for number, cells in enumerate(lines):
-        print("| " + " | ".join(cells) + " |")
-        if not number:
-            print("|---" * len(cells) + "|")
+    print(markdown(lines))
 
 
 def number(value: float) -> str:
@@ -27,10 +38,17 @@ def number(value: float) -> str:
     return f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 
-def energy_over(rows: Rows, axis: str = "num_devices") -> Callable[[str, str], np.ndarray]:
-    """Return a function of two schemes: energy of the one over the other's, along an axis."""
-    energy = claims.means(rows, axis, "energy_mean_j")
-    return lambda scheme, other: energy[scheme] / energy[other]
+def percent(gap: float) -> str:
+    """Write a gap in percent, 0 where it is below what float32 tells, 1e-4 %."""
+    return number(100 * gap) if 100 * gap > ROUNDING else "0"
+
+
+def slope(rows: Rows) -> float:
+    """Fit ln time over ln K."""
+    if len(rows) < 2:
+        return float("nan")
+    sizes, times = (np.log([r[name] for r in rows]) for name in ("num_devices", "us_per_channel"))
+    return float(np.polyfit(sizes, times, 1)[0])
 
 
 def figure4(rows: Rows) -> Lines:
@@ -102,9 +120,8 @@ def frontier(rows: Rows) -> Lines:
         share = ", ".join(f"{100 * one:.0f}" for one in kept)
         cells = [method if min(kept) == 1 else f"{method}: the {share} % that keep C1-C5"]
         for r in (row for row in rows if row["method"] == method):
-            gaps = [100 * r[name] for name in ("gap_mean", "gap_worst")]
             cells += [
-                ", ".join(number(gap) if gap > ROUNDING else "0" for gap in gaps),
+                ", ".join(percent(r[name]) for name in ("gap_mean", "gap_worst")),
                 number(r["channels_per_second"]),
                 f"{r['p50_us']:.0f}, {r['p99_us']:.0f}",
             ]
@@ -131,14 +148,9 @@ def scale(rows: Rows) -> Lines:
         ["time per channel [ms]", *(number(r["us_per_channel"] / 1e3) for r in rows)],
         ["working memory per channel [kB]", *(f"{r['bytes_per_channel'] / 1e3:.0f}" for r in rows)],
         ["peak of the process [MB]", *(f"{r['process_peak_mb']:.0f}" for r in rows)],
-        *(
-            [
-                f"proven gap, {name} [%]",
-                *(number(100 * r[column]) if 100 * r[column] > ROUNDING else "0" for r in rows),
-            ]
-            for name, column in (("mean", "gap_mean"), ("worst", "gap_worst"))
-        ),
-    ]
+        *([f"proven gap, {name} [%]", *(percent(r[f"gap_{name}"]) for r in rows)]
+          for name in ("mean", "worst")),
+    ]  # fmt: skip
 
 
 def policy(rows: Rows) -> Lines:
@@ -149,24 +161,24 @@ def policy(rows: Rows) -> Lines:
         few = [row for row in rows if row["num_devices"] == k]
         cells = [f"{k:g}"]
         for name in names:
-            means, worst = ([100 * r[f"{name}_gap_{n}"] for r in few] for n in ("mean", "worst"))
+            means, worst = ([r[f"{name}_gap_{n}"] for r in few] for n in ("mean", "worst"))
             three = np.nanmean(means), np.nanmax(means), np.nanmax(worst)
-            cells.append(", ".join(f"{value:.2g}" for value in three))
+            cells.append(", ".join(map(percent, three)))
         lines.append(cells)
     return lines
 
 
 def gradients(rows: Rows) -> Lines:
-    """Write the ways to learn a decision as gradients.py does."""
-    lines = [["way", "mean gap [%]", "worst cell [%]", "worst channel [%]",
+    """Write the gradient estimators: means over K and b, and the worst."""
+    lines = [["estimator", "mean gap [%]", "worst cell [%]", "worst channel [%]",
               "fits into the slot [%]", "steps to twice the final gap", "rate"]]  # fmt: skip
-    for way in dict.fromkeys(row["method"] for row in rows):
-        few = [row for row in rows if row["method"] == way]
-        mean = {name: 100 * np.mean([r[name] for r in few]) for name in
+    for name in dict.fromkeys(row["method"] for row in rows):
+        few = [row for row in rows if row["method"] == name]
+        mean = {column: 100 * np.mean([r[column] for r in few]) for column in
                 ("gap_mean", "gap_ci95", "within_deadline")}  # fmt: skip
         cell, channel = (100 * max(r[name] for r in few) for name in ("gap_mean", "gap_worst"))
         lines.append([
-            way, f"{mean['gap_mean']:.2f} ± {mean['gap_ci95']:.2f}", f"{cell:.2f}",
+            name, f"{mean['gap_mean']:.2f} ± {mean['gap_ci95']:.2f}", f"{cell:.2f}",
             f"{channel:.0f}", f"{mean['within_deadline']:.1f}", f"{few[0]['steps_to_twice']:.0f}",
             f"{few[0]['learning_rate']:g}",
         ])  # fmt: skip
@@ -204,13 +216,14 @@ def precision(rows: Rows) -> Lines:
     for name in dict.fromkeys(row["quantity"].split(": ")[-1] for row in rows):
         own = [row for row in rows if row["quantity"].split(": ")[-1] == name]
         worst = (max(row[column] for row in own) for column in columns)
-        lines.append([name.replace("_", " "), *(f"{value:.0e}" for value in worst)])
+        title = QUANTITIES.get(name, name.replace("_", " "))
+        lines.append([title, *(f"{value:.0e}" for value in worst)])
     return lines
 
 
 def soak(rows: Rows) -> Lines:
     """Write the latency of calls under load: a line a method and range of batch sizes."""
-    lines = [["method", "channels per call", "kinds of call", "p50 [ms]", "p99 [ms]"]]
+    lines = [["method", "channels per call", "batch sizes", "p50 [ms]", "p99 [ms]"]]
     for method in dict.fromkeys(row["method"] for row in rows):
         for low, high in ((1, 1), (2, 15), (16, 127), (128, 2**30)):
             few = [r for r in rows if r["method"] == method and low <= r["channels"] <= high]
@@ -222,3 +235,52 @@ def soak(rows: Rows) -> Lines:
                 lines.append([method, "-".join(dict.fromkeys(sizes)), f"{len(few)}",
                               f"{p50:.2f}", f"{p99:.1f}"])  # fmt: skip
     return lines
+
+
+def slopes(rows: Rows) -> Lines:
+    """Write what the slope of the binary layer does: energies over the optimum's."""
+    names = {"zero": "0, the sign function", "teacher": "1 - m, the teacher's",
+             "straight_through": "1, straight-through",
+             "share_resources": "1 - m, shared time and power branches"}  # fmt: skip
+    titles = {"energy_raw": "raw: mean energy over the optimum's [%]",
+              "deadline_met_fraction": "sum of times within T [%]",
+              "feasible_fraction": "all of C1-C5 kept [%]",
+              "energy_made_feasible": "made feasible: mean energy over the optimum's [%]",
+              }  # fmt: skip
+    return [["slope", *titles.values()]] + [
+        [names[r["method"]], *(f"{100 * r[n]:.3g}" if r[n] == r[n] else "not recorded"
+                               for n in titles)] for r in rows
+    ]  # fmt: skip
+
+
+def methods(rows: Rows) -> Lines:
+    """Write gaps and speeds of ``solve`` alone: a line per method."""
+    names = {"MCOS": '"mcos"', "solve, effort 0": '"bcos", effort 0',
+             "solve, effort 4": '"bcos", effort 4, the default', "solve, effort 6":
+             '"bcos", effort 6', "solve, certified": '"optimal"'}  # fmt: skip
+    devices = list(dict.fromkeys(row["num_devices"] for row in rows))
+    header = ["method"] + [f"K = {k:g}: {what}" for k in devices for what in
+                           ("mean gap [%]", "channels per s")]  # fmt: skip
+    return [header] + [
+        [title] + [cell for r in rows if r["method"] == name
+                   for cell in (percent(r["gap_mean"]), number(r["channels_per_second"]))]
+        for name, title in names.items()
+    ]  # fmt: skip
+
+
+TABLES: dict[str, tuple[tuple[str, ...], Callable[..., Lines]]] = {  # by name: its csv
+    "figure4": (("figure4",), figure4),
+    "slopes": (("slopes",), slopes),
+    "constraints": (("constraints",), constraints),
+    "paper": (("figure4", "figure5", "figure6"), paper),
+    "methods": (("frontier",), methods),
+    "frontier": (("frontier",), frontier),
+    "certify": (("certify",), certify),
+    "scale": (("scale",), scale),
+    "policy": (("policy",), policy),
+    "gradients": (("gradients",), gradients),
+    "lanes": (("lanes",), lanes),
+    "ratios": (("lanes_ratio",), ratios),
+    "precision": (("precision",), precision),
+    "soak": (("soak",), soak),
+}

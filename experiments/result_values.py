@@ -1,0 +1,191 @@
+"""What the results say that is no cell, mean or extreme of a csv: derived numbers, and claims.
+
+Each function reads one csv of experiments/figures, and names what it finds for
+``{{ value:CSV.NAME }}``, a number, or ``{{ claim:CSV.NAME }}``, which must be True.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import claims
+import numpy as np
+from result_tables import Rows, slope
+
+Values = dict[str, float | bool]
+
+
+def by(rows: Rows, column: str, name: str = "method") -> dict[str, float]:
+    """Average a column by name, empty cells left out."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row[column] == row[column]:
+            found.setdefault(row[name], []).append(row[column])
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def figure4(rows: Rows) -> Values:
+    """Compare the schemes at the largest K, and MCOS with the optimum along K."""
+    gap = claims.means(rows, "num_devices", "gap_to_optimum_mean")
+    energy = claims.means(rows, "num_devices", "energy_mean_j")
+    return {
+        "mcos_least": 1 + gap["mcos"].min(),
+        "mcos_most": 1 + gap["mcos"].max(),
+        "pcos_energy": energy["pcos"][-1] / energy["optimal"][-1] - 1,
+        "learned_pcos_is_below": bool(gap["pcos_learned"][-1] < 0),
+    }
+
+
+def slopes(rows: Rows) -> Values:
+    """Compare slope 0 and shared branches with the others."""
+    raw, fixed = by(rows, "energy_raw"), by(rows, "energy_made_feasible")
+    return {
+        "zero_saves": raw["zero"] < 0,
+        "zero_is_best_made_feasible": fixed["zero"] == min(fixed.values()),
+        "shared_spends_most": raw["share_resources"] == max(raw.values()),
+    }
+
+
+def constraints(rows: Rows) -> Values:
+    """Tell whether the largest alpha and margin keep C1-C5 most often at K = 20."""
+    few = [row for row in rows if row["num_devices"] == 20]
+    largest = tuple(max(row[name] for row in few) for name in ("multiplier_step", "margin"))
+    most = (max((row for row in few if row["scheme"] == scheme), key=lambda row: row["kept"])
+            for scheme in ("bcos_raw", "pcos_learned"))  # fmt: skip
+    found = {(row["multiplier_step"], row["margin"]) for row in most}
+    return {"the_largest_keep_most": found == {largest}}
+
+
+def figure5(rows: Rows) -> Values:
+    """Compare the networks' mean energies with the optimum's from T = 0.9 s on."""
+    energy = claims.means(rows, "slot", "energy_mean_j")
+    loose = np.array(sorted({row["slot"] for row in rows})) >= 0.9
+    over = [energy[name][loose] / energy["optimal"][loose] - 1
+            for name in ("bcos_raw", "pcos_learned")]  # fmt: skip
+    return {"loose_energy_least": np.min(over), "loose_energy_most": np.max(over)}
+
+
+def figure6(rows: Rows) -> Values:
+    """Tell whether MCOS sends nothing at T = 1 s."""
+    sent = by(rows, "offload_fraction", "scheme")
+    return {"mcos_sends_nothing": sent["mcos"] == sent["mcos_partial"] == 0}
+
+
+def figure6_cdf(rows: Rows) -> Values:
+    """Tell whether the optimum fills the slot of 1 s, in the median channel."""
+    median = by([row for row in rows if row["probability"] == 0.5], "sending_time_s", "scheme")
+    return {"optima_fill_the_slot": min(median["optimal"], median["pcos"]) > 0.999}
+
+
+def plane(rows: Rows) -> Values:
+    """Compare BCOS with MCOS in every cell that has feasible channels."""
+    energies = (
+        by([r for r in rows if (r["num_devices"], r["slot"]) == cell], "energy_mean_j", "scheme")
+        for cell in dict.fromkeys((row["num_devices"], row["slot"]) for row in rows)
+    )
+    saved = [1 - energy["bcos"] / energy["mcos"] for energy in energies if energy]
+    return {"saved_least": min(saved), "saved_in_nine_of_ten": float(np.quantile(saved, 0.1))}
+
+
+def frontier(rows: Rows) -> Values:
+    """Compare the certified optimum's speed and gap with those of other methods."""
+    values: Values = {}
+    times = []
+    for k in (14, 20):
+        own = [row for row in rows if row["num_devices"] == k]
+        rate = by(own, "channels_per_second")
+        over = {name: rate["solve, certified"] / value for name, value in rate.items()}
+        times += [1 / over["solve, effort 4"], 1 / over["solve, effort 6"]]
+        values |= {f"over_host_{k}": over["search on the host"],
+                   f"over_clarabel_{k}": over["Clarabel, branch and bound"],
+                   f"over_scip_{k}": over["SCIP, tangents"]}  # fmt: skip
+    gap, worst = by(own, "gap_mean"), by(rows, "gap_worst")
+    return values | {
+        "times_of_policy_least": min(times),
+        "times_of_policy_most": max(times),
+        "certified_costs_little": max(times) < 1.5,
+        "certified_has_no_gap": worst["solve, certified"] < 1e-6,
+        "repair_of_nothing_is_closer": gap["repair of nothing"] < gap["BCOS, made feasible"],
+    }
+
+
+def certify(rows: Rows) -> Values:
+    """Count what was proven, and tell whether all of it is true."""
+    some = [row for row in rows if row["feasible_fraction"] > 0]
+    number = [round(row["channels"] * row["feasible_fraction"]) for row in some]
+    return {
+        "channels": sum(row["channels"] for row in rows),
+        "feasible": sum(number),
+        "certified": float(np.average([row["certified"] for row in some], weights=number)),
+        "all_are_optimal": min(row["optimal_fraction"] for row in some) == 1,
+        "no_bound_is_false": max(row["false_bounds"] for row in rows) == 0,
+    }
+
+
+def scale(rows: Rows) -> Values:
+    """Read how time grows with K, and where the proven gap is largest."""
+    most = max(rows, key=lambda row: row["gap_mean"])
+    return {
+        "slope": slope(rows),
+        "milliseconds": rows[-1]["us_per_channel"] / 1e3,
+        "gap_most_at": most["num_devices"],
+        "many_have_less": rows[-1]["gap_mean"] < most["gap_mean"] / 5,
+    }
+
+
+def gradients(rows: Rows) -> Values:
+    """Order the estimators by their mean gaps."""
+    gap, fits = by(rows, "gap_mean"), by(rows, "within_deadline")
+    relaxations = [gap[n] for n in ("clipped", "gumbel", "reinforce", "relaxed", "sampled")]
+    return {
+        "relaxations_least": min(relaxations),
+        "relaxations_most": max(relaxations),
+        "the_teacher_is_as_good": gap["teacher"] <= max(relaxations),
+        "flips_are_best": gap["best_flips"] == min(gap.values()),
+        "exact_is_next": max(gap["exact"], gap["exact_best"]) < min(*relaxations, gap["teacher"]),
+        "sign_is_worst": gap["sign"] == max(gap.values()),
+        "straight_through_fits_least": fits["straight_through"] == min(fits.values()),
+    }
+
+
+def lanes(rows: Rows) -> Values:
+    """Read what a lane adds to the memory, and which way is quicker with all lanes."""
+    first, last = (next(r for r in order if r["method"] == "lax.map")
+                   for order in (rows, rows[::-1]))  # fmt: skip
+    grown = (last["peak_mb"] - first["peak_mb"]) / (last["lanes"] - first["lanes"])
+    rate = by([r for r in rows if r["lanes"] == last["lanes"]], "lane_steps_per_s")
+    return {"mb_per_lane": grown, "map_is_quicker": rate["lax.map"] > rate["vmap"]}
+
+
+def precision(rows: Rows) -> Values:
+    """Tell whether every error is within its budget."""
+    return {"within_budget": all(row["error_max"] <= row["budget"] for row in rows)}
+
+
+def kills(rows: Rows) -> Values:
+    """Count kills and runs, read what they cost, and tell whether they changed nothing."""
+    lost = [row["seconds_lost"] for row in rows if not row["method"].startswith("start")]
+    return {
+        "kills": len(rows),
+        "runs": len({(row["script"], row["run"]) for row in rows}),
+        "before_training": len(rows) - len(lost),
+        "seconds_lost": max(lost),
+        "nothing_differs": all(row["identical"] == 1 and row["damaged"] == 0 for row in rows),
+    }
+
+
+def soak_memory(rows: Rows) -> Values:
+    """Read the load's end, and what the second half added to the memory [MB]."""
+    half, last = rows[len(rows) // 2], rows[-1]
+    return {name: last[name] for name in ("calls", "programs", "memory_mb")} | {
+        "minutes": last["seconds"] / 60,
+        "grown": last["memory_mb"] - half["memory_mb"],
+        "per_program": last["memory_mb"] / last["programs"],
+    }
+
+
+VALUES: dict[str, Callable[[Rows], Values]] = {
+    function.__name__: function for function in
+    (figure4, slopes, constraints, figure5, figure6, figure6_cdf, plane, frontier, certify, scale,
+     gradients, lanes, precision, kills, soak_memory)
+}  # fmt: skip
