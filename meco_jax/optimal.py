@@ -34,6 +34,7 @@ from meco_jax.allocation import (
     proven_dual,
     relax,
 )
+from meco_jax.derivatives import with_derivative
 from meco_jax.describe import short_repr
 from meco_jax.system import System
 
@@ -114,6 +115,8 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
     energies = jnp.where(jnp.isfinite(lowest.at[0].set(0.0)), energies, jnp.inf)
     nobody = jnp.zeros(len(h), bool)
     duals = jax.vmap(lambda s, v: proven_dual(uplinks, s, nobody, v))(offload, prices)
+    # The dual of a set has the derivatives of its energy, which equals it but for rounding.
+    duals = with_derivative(duals, energies)
     least_dual = jnp.min(jnp.where(jnp.isfinite(energies), duals, jnp.inf))
     best = jnp.argmin(energies)
     bound = jnp.maximum(jnp.minimum(left_out, least_dual), relaxed.bound)

@@ -24,7 +24,7 @@ OUTPUTS = {  # what is differentiated of each method's solution
     "mcos_partial": ("energy", "power", "time", "offload"),
     "pcos": ("energy", "power", "time", "offload", "lower_bound"),
     "allocate": ("energy", "power", "time"),
-    "optimal": ("energy",),
+    "optimal": ("energy", "lower_bound"),
     "bcos": ("energy",),
 }
 NUM, EDGES, DEVICES, STEP = 24, 8, 5, 3e-4
