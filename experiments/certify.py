@@ -21,7 +21,7 @@ from absl import flags
 
 from meco_jax import Solution, System, sample_channels, solve
 from meco_jax.allocation import allocate
-from meco_jax.optimal import search
+from meco_jax.search import search
 from meco_jax.system import table1
 
 FLAGS = flags.FLAGS

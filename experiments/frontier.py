@@ -38,12 +38,19 @@ from meco_jax import (
     train,
 )
 from meco_jax import system as sy
-from meco_jax.allocation import Link, allocate, finish, link, priced_cost, relax, set_energy
+from meco_jax.allocation import (
+    allocate,
+    finish,
+    relax,
+    set_energy,
+)
 from meco_jax.checkpoint import shipped
-from meco_jax.optimal import STAGES, Stage, optimal, search
+from meco_jax.optimal import STAGES, Stage, optimal
 from meco_jax.schemes import repair
+from meco_jax.search import search
 from meco_jax.solver import map_channels
 from meco_jax.system import table1
+from meco_jax.uplink import Link, link, priced_cost
 
 FLAGS = flags.FLAGS
 common.define_flags()

@@ -27,12 +27,12 @@ from absl import flags
 
 from meco_jax import GeneralPolicy, PolicyConfig, System, figures, pad_devices, solve
 from meco_jax import system as sy
-from meco_jax.allocation import fits, link
 from meco_jax.figures import student_t
 from meco_jax.files import json_text, write_atomically
 from meco_jax.gradients import GRADIENTS
 from meco_jax.policy import DeviceNetwork
 from meco_jax.policy_training import Sample, advance_policy, start_policy
+from meco_jax.uplink import fits, link
 
 FLAGS = flags.FLAGS
 common.define_flags()

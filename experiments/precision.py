@@ -19,8 +19,8 @@ import result_tables
 from absl import flags
 
 from meco_jax import System, sample_systems, solve
-from meco_jax import allocation as al
 from meco_jax import system as sy
+from meco_jax import uplink as up
 from meco_jax.solver import Method
 
 FLAGS = flags.FLAGS
@@ -122,7 +122,7 @@ def quantities(system: System, h: Any) -> Values:
 def _formulas(system: System, h: jax.Array) -> dict[str, jax.Array]:
     """The formulas at half the power limit, and what the devices do at a price of 0.1 W."""
     power = 0.5 * system.max_power * (system.task_bits > 0)
-    uplinks, half = al.link(system, h), 0.5 * (system.task_bits > 0)
+    uplinks, half = up.link(system, h), 0.5 * (system.task_bits > 0)
     at = jnp.log(jnp.asarray(0.1, h.dtype))
     shown = lambda x: jnp.where(uplinks.usable, x, jnp.nan)  # noqa: E731
     return {
@@ -132,8 +132,8 @@ def _formulas(system: System, h: jax.Array) -> dict[str, jax.Array]:
         "required_ratio": sy.required_ratio(system),
         "transmit_time": shown(sy.transmit_time(system, h, half, power)),
         "realised_energy": sy.realised_energy(system, h, half, power),
-        "best_nats": shown(al.best_nats(uplinks, at)),
-        "priced_cost": shown(al.priced_cost(uplinks, at)),
+        "best_nats": shown(up.best_nats(uplinks, at)),
+        "priced_cost": shown(up.priced_cost(uplinks, at)),
     }
 
 

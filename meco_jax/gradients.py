@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from meco_jax import system as sy
-from meco_jax.allocation import link, price_grid, relax
+from meco_jax.allocation import relax
 from meco_jax.describe import short_repr
+from meco_jax.duals import price_grid
 from meco_jax.network import binarize
 from meco_jax.policy import GRID, device_features, flips, price_certainty
 from meco_jax.system import System
+from meco_jax.uplink import link
 
 OVERFLOW = 100.0  # energy of a set whose fastest times are twice the slot, over the bound [-]
 LIMIT = 1.0  # largest gradient of a device's decision, over the bound [-]

@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from meco_jax import allocation as one_channel
-from meco_jax import optimal, schemes
+from meco_jax import optimal, schemes, search
 from meco_jax import system as sy
-from meco_jax.allocation import Solution
 from meco_jax.arguments import RANKS, batch_shape, check_call, check_decision
 from meco_jax.checkpoint import pretrained
 from meco_jax.checks import inside_trace, integer, is_traced, one_number, real, refuse, require
 from meco_jax.network import Policy
 from meco_jax.policy import LARGEST_EFFORT, GeneralPolicy
 from meco_jax.settings import moves_data
+from meco_jax.solution import Solution
 from meco_jax.system import ArrayLike, System
 
 CHUNK_BYTES = 2**29  # working memory of a batch
@@ -50,7 +50,7 @@ def solve(
     policy: Policy | GeneralPolicy | None = None,
     tolerance: float = 1e-4,
     effort: int = 4,
-    max_nodes: int = optimal.MAX_NODES,
+    max_nodes: int = search.MAX_NODES,
 ) -> Solution:
     """Decide who offloads, at what powers and in which slot times: P1, (6).
 
@@ -366,9 +366,9 @@ def _escalate(rows: _Rows, best: Solution, tolerance: float, max_nodes: int) -> 
         gains, one = rows.take(place)
         known = jax.tree.map(lambda x, i=place: x[i], best)
         energy, kind = float(known.energy), known.energy.dtype.type
-        decision, bound = optimal.search(one, gains, energy, tolerance / 2, max_nodes)
+        decision, bound = search.search(one, gains, energy, tolerance / 2, max_nodes)
         if decision is not None:
-            known = optimal.solution_on_host(one, gains, decision)
+            known = search.solution_on_host(one, gains, decision)
         rounded = kind(bound)
         rounded = np.nextafter(rounded, kind(0)) if rounded > bound else rounded
         known = known.replace(lower_bound=np.clip(rounded, best.lower_bound[place], known.energy))

@@ -29,6 +29,7 @@ P1 are written out in THEORY.md, sections 2 and 3.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -194,15 +195,15 @@ def pad_devices(system: System, num_devices: int) -> System:
     return system.replace(**{name: pad(getattr(system, name)) for name in PER_DEVICE})
 
 
-def power_gain(system: System, h: jax.Array) -> jax.Array:
+def power_gain(system: System, h: jax.Array, xp: ModuleType = jnp) -> jax.Array:
     """Gain over noise g = h^2 / N0 [1/W], ``[K]``."""
     # (h / sqrt N0)^2 and not h^2 / N0: the square of a small gain underflows float32.
-    return jnp.square(h / jnp.sqrt(system.noise_power))
+    return xp.square(h / xp.sqrt(system.noise_power))
 
 
-def nat_rate(system: System) -> jax.Array:
+def nat_rate(system: System, xp: ModuleType = jnp) -> jax.Array:
     """Rate of one nat a symbol, w = W / ln(base) [bit/s]."""
-    return system.bandwidth / jnp.log(system.log_base)
+    return system.bandwidth / xp.log(system.log_base)
 
 
 def rate(system: System, h: jax.Array, power: jax.Array) -> jax.Array:

@@ -19,12 +19,12 @@ from flax import struct
 
 from meco_jax import network as nw
 from meco_jax import system as sy
-from meco_jax.allocation import fits, link
 from meco_jax.checks import outside_traces
 from meco_jax.describe import short_repr
 from meco_jax.network import Decision, Network, Policy, Role
 from meco_jax.settings import as_key, moves_data
 from meco_jax.system import System
+from meco_jax.uplink import fits, link
 
 Metrics = dict[str, jax.Array]
 ByScheme = Any  # a float, or None for the scheme's default

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from meco_jax import optimal, solver
+from meco_jax import optimal, search, solver
 from meco_jax import system as sy
 from meco_jax.checks import integer, refuse
 from meco_jax.network import Policy
@@ -105,11 +105,11 @@ def _later_calls(number: int, sizes: Sequence[int]) -> Iterator[tuple[str, Calla
             yield name, partial(rows.solve, repeated, None, "optimal", stage)
     gains, one = rows.take(np.array(0))
 
-    def search() -> Any:
+    def call() -> Any:
         decision = np.zeros(number, bool)
-        return optimal.search(one, gains, 1.0, 1.0), optimal.solution_on_host(one, gains, decision)
+        return search.search(one, gains, 1.0, 1.0), search.solution_on_host(one, gains, decision)
 
-    yield f"optimal, {number} devices, search", search
+    yield f"optimal, {number} devices, search", call
 
 
 def _blocks(channels: Sequence[int], sizes: tuple[int, ...]) -> list[int]:

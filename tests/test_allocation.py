@@ -7,7 +7,13 @@ from cases import check_solution, pad_to, random_case, stack
 
 from meco_jax import System, allocate
 from meco_jax import system as sy
-from meco_jax.allocation import best_nats, link, log_price, priced_cost, relax, set_energy
+from meco_jax.allocation import relax, set_energy
+from meco_jax.uplink import (
+    best_nats,
+    link,
+    log_price,
+    priced_cost,
+)
 
 allocate_all = jax.jit(jax.vmap(allocate))
 bound_all = jax.jit(jax.vmap(lambda s, h, must: relax(link(s, h), must).bound))

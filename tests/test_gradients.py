@@ -7,9 +7,10 @@ import pytest
 from cases import random_case
 
 from meco_jax import gradients as gr
-from meco_jax.allocation import link, relax, set_energy
+from meco_jax.allocation import relax, set_energy
 from meco_jax.gradients import GRADIENTS, differences, energy, exact_energy, make_case
 from meco_jax.system import forced
+from meco_jax.uplink import link
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ PACKAGE = Path(meco_jax.__file__).parent
 # fmt: off
 ORDER = (
     "files", "settings", "checks", "twofold", "derivatives", "units", "describe", "system",
-    "arguments", "allocation", "schemes", "optimal", "network", "policy", "checkpoint", "store",
+    "solution", "arguments", "uplink", "duals", "allocation", "schemes", "optimal", "search",
+    "network", "policy", "checkpoint", "store",
     "gradients", "training", "policy_training", "sweep", "solver", "warmup", "evaluation",
     "figures",
 )

@@ -20,7 +20,18 @@ import pytest
 import scipy.io
 
 import meco_jax
-from meco_jax import Solution, System, describe, optimal, solve, solver, table1, units, warmup
+from meco_jax import (
+    Solution,
+    System,
+    describe,
+    optimal,
+    search,
+    solve,
+    solver,
+    table1,
+    units,
+    warmup,
+)  # fmt: skip
 from meco_jax.network import Network, init_variables
 
 PACKAGE = Path(meco_jax.__file__).parent
@@ -323,9 +334,9 @@ def test_warming_up_includes_what_the_optimum_may_need(compiled, rng, monkeypatc
     ]  # fmt: skip
     compiled.clear()
     searched, better = [], []
-    search, allocate = optimal.search, optimal.solution_on_host
-    monkeypatch.setattr(optimal, "search", lambda *a: searched.append(1) or search(*a))
-    monkeypatch.setattr(optimal, "solution_on_host", lambda *a: better.append(1) or allocate(*a))
+    look, allocate = search.search, search.solution_on_host
+    monkeypatch.setattr(search, "search", lambda *a: searched.append(1) or look(*a))
+    monkeypatch.setattr(search, "solution_on_host", lambda *a: better.append(1) or allocate(*a))
     busy = tasks(8, slot=0.15).replace(cpu_hz=4e9)  # none must send, and not all can
     for _ in range(30):
         solve(rng.rayleigh(7e-4, 8), busy, method="optimal", tolerance=1e-9)

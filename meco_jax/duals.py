@@ -1,0 +1,166 @@
+"""Bounds from prices: grids that price every set at once, and duals that are proven.
+
+They ask of a device what it costs and takes at a price, see ``uplink``. Source: THEORY.md,
+sections 5-7. All is for one channel, ``[K]``.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from meco_jax import twofold
+from meco_jax.describe import short_repr
+from meco_jax.uplink import (
+    LEAST_POWER,
+    SHARE_UNIT,
+    SMALLEST,
+    Link,
+    best_nats,
+    least_shares,
+    nats_at,
+    pairwise_sum,
+    room,
+    rounding,
+    sums_of,
+)
+
+
+@short_repr
+class Grid(NamedTuple):
+    """Dual terms at J prices: the dual of S is ``offset + sum_(S xor base) turn``.
+
+    THEORY.md, section 5.
+
+    All terms are low by what rounding can take: every dual is a bound. Counted from a set that
+    is good at these prices: from any other, such as that of nobody, the dual would be a small
+    difference of large sums.
+    """
+
+    log_mu: jax.Array  # [J] prices [ln W]
+    base: jax.Array  # [K] bool: who sends at the relaxed problem's price
+    offset: jax.Array  # [J] dual of ``base`` [J]
+    turn: jax.Array  # [K, J] what turning a device over adds, 0 where it cannot send [J]
+
+
+def price_grid(
+    link: Link,
+    base: jax.Array | None,
+    log_mu: Any,
+    num: int,
+    width: float,
+    xp: ModuleType = jnp,
+) -> Grid:
+    """Price every device at ``num`` prices to ``width`` on either side, densest at ``log_mu``.
+
+    Args:
+        link: the uplinks.
+        base: set ``[K]`` bool from which duals are counted, ``Relaxed.sends``: a result of a
+            loop, since what XLA computes twice may differ in rounding. None for who saves at
+            the middle price, on the host.
+        log_mu: the middle price ``[]`` [ln W].
+        num: number of prices, odd so that the middle is one of them.
+        width: half width of the grid [ln W].
+        xp: jax.numpy, or numpy in float64.
+    """
+    prices = log_mu + width * xp.linspace(-1, 1, num) ** 3
+    column = link._replace(**{
+        name: x[:, None] for name, x in link._asdict().items()
+        if name not in ("max_power", "slot", "exact")
+    })  # fmt: skip
+    held = (column, prices[None])
+    nats = nats_at(*(jax.lax.stop_gradient(held) if xp is jnp else held), xp)
+    mu, time = xp.exp(prices)[None], column.load / nats
+    sent = time * (column.weight * xp.expm1(nats) / column.gain)
+    cost, local = sent + time * mu, column.local
+    if base is None:
+        base = link.usable & ((local - cost)[:, num // 2] > 0)
+    # The fastest times of the base are counted exactly, in what is left of the slot.
+    longer = time - column.load / column.max_nats
+    beyond = sent + xp.where(nats < column.max_nats, mu * longer, 0.0)
+    members = base & link.usable
+    spare = mu[0] * link.slot * room(least_shares(link, members, xp), members, xp)
+    slack = rounding(link) * 4 * (4 + math.log2(len(base)))
+    spent = pairwise_sum(xp.where(members[:, None], beyond, local), xp)
+    offset = spent - spare - slack * (spent + abs(spare))
+    turn = xp.where(base[:, None], local - cost, cost - local) - slack * (cost + local)
+    return Grid(prices, base, offset, xp.where(column.usable, turn, 0.0))
+
+
+def saving(grid: Grid, xp: ModuleType = jnp) -> jax.Array:
+    """What sending saves at a grid's prices, e - c: ``[K, J]`` [J]."""
+    return xp.where(grid.base[:, None], grid.turn, -grid.turn)
+
+
+def least_dual(grid: Grid, forced: Any, xp: ModuleType = jnp) -> jax.Array:
+    """L(mu) at a grid's prices, each free device on its cheaper side: ``[J]`` [J]."""
+    must_turn = forced & ~grid.base
+    turned = must_turn[:, None] | (~forced)[:, None] & (grid.turn < 0)
+    return grid.offset + pairwise_sum(xp.where(turned, grid.turn, 0.0), xp)
+
+
+def proven_dual(link: Link, must: jax.Array, free: jax.Array, log_mu: jax.Array) -> jax.Array:
+    """Bound from below by the dual at a price, sum a c + (1 - a) e - mu T: ``[]`` [J].
+
+    For all ways to send the parts ``must``, and any more of the tasks of ``free`` devices. True
+    of the exact problem whose numbers are the floats given. With times t that are best at mu it
+    is sum a E(t) + (1 - a) e + mu (sum a t - T), and all but the last term are positive: times
+    are taken as the floats they are, and those at full power count exactly, so that the last
+    one is exact too. Other roundings are subtracted. Nats that are best but for an error of d
+    cost d^2 / 2x more than the least, in relation.
+
+    Args:
+        link: the uplinks.
+        must: part of each task that must be sent ``[K]`` [-].
+        free: devices that may send all ``[K]`` bool.
+        log_mu: price ``[]``, any [ln W].
+    """
+    unit = rounding(link)
+    tiny = 2.0**-35 if link.load.dtype == jnp.float32 else 2.0**-44
+    nats = best_nats(link, log_mu)
+    mu = jnp.where(jnp.any(link.usable & (free | (must > 0))), jnp.exp(log_mu), 0.0)
+    given = (link, must, mu, link.exact.load / nats, nats >= link.max_nats)
+    link, must, mu, time, capped = jax.lax.optimization_barrier(jax.lax.stop_gradient(given))
+    exact = link.exact
+
+    nats = exact.load / time
+    grown = jnp.expm1(nats)
+    energy = link.weight * grown / exact.gain * time
+    energy = energy * (1 + exact.load_rest * nats * (1 + 1 / grown) - exact.gain_rest)
+    least = link.slot * (exact.coarse + exact.fine)
+    energy = jnp.where(capped, link.weight * link.max_power * least, energy)
+    doubt = jnp.where(capped, 4.0, 6 + nats * (1 + 1 / grown)) * unit * energy
+    time = jnp.where(capped, 0.0, time)
+    whole = energy + mu * jnp.where(capped, least, time)
+    sent = jnp.where(free & (whole < link.local), 1.0, must)
+    sent = jnp.where(link.usable, sent, 0.0)
+
+    shares = least_shares(link, sent)
+    part, rest = twofold.two_product(sent, time)
+    spent = jnp.where(sent > 0, sent * energy, 0.0) + (1 - sent) * link.local
+    largest = jnp.maximum(jnp.max(spent), LEAST_POWER)
+    unit_time, unit_energy = (SHARE_UNIT * twofold.power_of_two(x) for x in (link.slot, largest))
+    steps = jnp.round(part / unit_time) * unit_time  # their sums are exact
+    whole_steps = jnp.round(spent / unit_energy) * unit_energy
+    coarse, fine, in_steps, between, value, rest_value = sums_of(
+        *(jnp.where(capped, share, 0.0) for share in shares), steps, part - steps + rest,
+        whole_steps, spent - whole_steps,
+    )  # fmt: skip
+    left, more = twofold.two_product(link.slot, 1 - coarse)
+    spare = mu * ((left - in_steps) + (more - between - link.slot * fine))
+    value += rest_value
+
+    doubt = jnp.where(sent > 0, sent * doubt, 0.0) + 7 * unit * (1 - sent) * link.local
+    tie = free & (jnp.abs(whole - link.local) <= 32 * unit * link.local)
+    doubt += jnp.where(tie, 16 * unit * link.local, 0.0)
+    split = (must > 0) & (must < 1) & (sent < 1)  # m is rounded
+    doubt += jnp.where(split, 8 * unit * whole, 0.0)
+    lost = jnp.where(capped, tiny / 8 + SMALLEST / link.max_nats, tiny) * shares[0]
+    doubt = pairwise_sum(doubt + mu * link.slot * jnp.where(sent > 0, lost, 0.0))
+    doubt += (3 + len(sent) * SHARE_UNIT) * unit * value + 4 * unit * jnp.abs(spare)
+    bound = value - spare - doubt
+    return jnp.where(bound > 0, bound, 0.0)  # and where it is not a number

@@ -1,0 +1,275 @@
+"""The exact search of one channel on the host, in float64, for what enumeration leaves open.
+
+Source: THEORY.md, section 6.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from meco_jax import system as sy
+from meco_jax.duals import Grid, least_dual, price_grid, saving
+from meco_jax.optimal import COARSE
+from meco_jax.solution import Solution
+from meco_jax.system import System
+from meco_jax.uplink import (
+    FIT_TOLERANCE,
+    LEAST_POWER,
+    Link,
+    device_energy,
+    excess,
+    link,
+    log_price,
+    nats_at,
+)
+
+MAX_NODES = 200_000  # of the exact search: about a second a channel
+EXACT_NODES = 50  # what an exact allocation there counts as
+FIRST_COUNTS = 8  # numbers of senders whose likeliest set is tried before the search
+LEAST_WIDTH = 32  # nodes that go on where the others run out
+HOST_STEPS = 60  # Newton's for a price, at most
+PRICES = 65  # of a grid
+
+
+def search(
+    system: System, h: np.ndarray, energy: float, tolerance: float, max_nodes: int = MAX_NODES
+) -> tuple[np.ndarray | None, float]:
+    """Search all decisions of one channel on the host, in float64.
+
+    The number of senders is branched on first: at a price the best n of them are those that
+    save most, so that near-equal devices cost nothing. What is left open of a number is
+    searched device by device: a node fixes some of them, and its dual values at a grid of
+    prices, with the gap between the n-th and the next saving as the price of sending, bound
+    all decisions below it.
+
+    Args:
+        system: the physics of the channel, ``[K]`` and ``[]`` leaves.
+        h: amplitude gains ``[K]`` [-].
+        energy: of the best decision known [J].
+        tolerance: nodes that cannot save this part of ``energy`` are cut [-].
+        max_nodes: work, in nodes that are bounded; the same number gives the same answer.
+
+    Returns:
+        A better decision ``[K]`` bool, or None if there is none within the tolerance, and a
+        lower bound on the optimum [J]: ``energy`` less the tolerance, unless the nodes ran out.
+    """
+    p = host_link(system, h)
+    forced = np.asarray(sy.forced(system))
+    state = _Search(p, forced, energy, tolerance, max_nodes)
+    middle = _zoom(p, forced)
+    bounds, centres = _count_bounds(state, host_grid(p, middle, COARSE[1]))
+    for count in np.argsort(bounds, kind="stable")[:FIRST_COUNTS]:  # a good answer first
+        if bounds[count] < state.cut:
+            state.try_set(_heads(state, host_grid(p, centres[count], 0.0), count)[0])
+    for count in np.argsort(bounds, kind="stable"):
+        if bounds[count] >= state.cut:
+            break
+        if state.nodes <= 0:
+            state.bound = min(state.bound, bounds[count])
+            break
+        _search_count(state, int(count), centres[count])
+    return state.better, min(state.bound, state.cut)
+
+
+class _Search:
+    """What is known while a channel is searched."""
+
+    def __init__(
+        self, p: Link, forced: np.ndarray, energy: float, tolerance: float, nodes: int
+    ) -> None:
+        self.p, self.forced, self.tolerance, self.nodes = p, forced, tolerance, nodes
+        within = p.min_time <= p.slot * (1 + FIT_TOLERANCE)
+        self.free = np.flatnonzero(p.usable & ~forced & within)
+        self.better: np.ndarray | None = None
+        self.energy, self.bound = energy, np.inf
+
+    @property
+    def cut(self) -> float:
+        """What a decision must stay below to be worth finding [J]."""
+        return self.energy * (1 - self.tolerance)
+
+    def try_set(self, chosen: np.ndarray) -> None:
+        """Allocate a set ``[K]`` bool exactly, and keep it if it is better."""
+        self.nodes -= EXACT_NODES
+        value = allocate_on_host(self.p, chosen)[0]
+        if value < self.cut:
+            self.better, self.energy = chosen, value
+
+
+def _count_bounds(state: _Search, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Bound the decisions with n free senders, n = 0, 1, ...: ``[F + 1]`` [J], and at which ln mu.
+
+    At each price the n that save most are sent; infinite where no n of them fit.
+    """
+    offset, saving = _from_forced(state, grid)
+    heads = np.cumsum(-np.sort(-saving, axis=0), axis=0)
+    duals = offset - np.concatenate([np.zeros_like(offset)[None], heads])
+    least = np.cumsum(np.append(0.0, np.sort(state.p.min_time[state.free])))
+    least += state.p.min_time[state.forced].sum()
+    fits = least <= state.p.slot * (1 + FIT_TOLERANCE)
+    best = np.argmax(duals, axis=1)
+    return np.where(fits, duals[np.arange(len(best)), best], np.inf), np.asarray(grid.log_mu)[best]
+
+
+def _from_forced(state: _Search, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Dual values of the forced devices alone ``[J]``, and the savings ``[F, J]`` [J]."""
+    turned = (state.forced & state.p.usable) ^ grid.base
+    offset = np.asarray(grid.offset + grid.turn[turned].sum(axis=0))
+    return offset, np.asarray(saving(grid, np))[state.free]
+
+
+def _heads(state: _Search, grid: Grid, count: int) -> np.ndarray:
+    """The forced devices and the ``count`` that save most, at each price: ``[J, K]`` bool."""
+    saving = _from_forced(state, grid)[1]
+    first = np.argsort(-saving, axis=0, kind="stable")[:count]
+    sets = np.repeat(state.forced[None], saving.shape[1], axis=0)
+    sets[np.arange(len(sets))[:, None], state.free[first].T] = True
+    return sets
+
+
+def _search_count(state: _Search, count: int, log_mu: float) -> None:
+    """Search the decisions with ``count`` free senders, device by device."""
+    p, free = state.p, state.free
+    if count in (0, len(free)):  # one set
+        whole = state.forced.copy()
+        whole[free] |= count > 0
+        state.try_set(whole)
+        return
+    state.nodes -= EXACT_NODES
+    grid = host_grid(p, log_mu, COARSE[1])
+    offset, saving = _from_forced(state, grid)
+    order = -np.sort(-saving, axis=0)
+    least = offset - order[:count].sum(axis=0)
+    extra = saving - (order[count - 1] + order[count]) / 2  # and the price of sending
+    stay, send = np.maximum(extra, 0), np.maximum(-extra, 0)  # what the other side costs
+    if least.max() >= state.cut:
+        return
+    kept, sent = (least + stay).max(axis=1), (least + send).max(axis=1)
+    if np.any((kept >= state.cut) & (sent >= state.cut)):
+        return
+    unclear = np.flatnonzero((kept < state.cut) & (sent < state.cut))
+    unclear = unclear[np.argsort(-np.maximum(kept, sent)[unclear], kind="stable")]
+    base = kept >= state.cut  # who surely sends
+    before = _dominance(p, free[unclear])
+    number = count - base.sum()
+    used = np.full(1, p.min_time[state.forced].sum() + p.min_time[free[base]].sum())
+    duals, sets = least[None], np.zeros((1, len(unclear)), bool)
+    for place, k in enumerate(unclear):
+        width = max(LEAST_WIDTH, state.nodes // (len(unclear) - place))
+        better, worse = (np.flatnonzero(x[:place]) for x in (before[:, place], before[place]))
+        sums = sets[:, :place].sum(axis=1)
+        may_send = (sums < number) & sets[:, better].all(axis=1)
+        may_send &= used + p.min_time[free[k]] <= p.slot * (1 + FIT_TOLERANCE)
+        may_stay = (sums + len(unclear) - place > number) & ~sets[:, worse].any(axis=1)
+        rows = np.concatenate([np.flatnonzero(may_stay), np.flatnonzero(may_send)])
+        turned = np.arange(len(rows)) >= may_stay.sum()
+        duals = duals[rows] + np.where(turned[:, None], send[k], stay[k])
+        low = duals.max(axis=1)
+        state.nodes -= len(low)
+        keep = np.flatnonzero(low < state.cut)
+        keep = keep[np.argsort(low[keep], kind="stable")]
+        if len(keep) > width:
+            state.bound = min(state.bound, low[keep[width]])
+            keep = keep[:width]
+        rows, duals = rows[keep], duals[keep]
+        sets = sets[rows]
+        sets[:, place] = turned[keep]
+        used = used[rows] + sets[:, place] * p.min_time[free[k]]
+    for low, chosen in zip(duals.max(axis=1), sets):
+        if low >= state.cut:
+            break
+        if state.nodes <= 0:
+            state.bound = min(state.bound, low)
+            break
+        whole = state.forced.copy()
+        whole[free[base]] = True
+        whole[free[unclear[chosen]]] = True
+        state.try_set(whole)
+
+
+def _dominance(p: Link, devices: np.ndarray) -> np.ndarray:
+    """Tell which device i sends wherever j does: it costs less to send, and more to keep.
+
+    To change places with j then saves energy. Returns ``[n, n]`` bool, [i, j].
+    """
+    slope = p.weight[devices] / p.gain[devices]
+    terms = (p.load[devices], slope, p.min_time[devices], -p.local[devices])
+    lower = np.logical_and.reduce([x[:, None] <= x[None] for x in terms])
+    equal = lower & lower.T
+    return lower & (~equal | np.triu(np.ones_like(equal), 1))
+
+
+def allocate_on_host(p: Link, chosen: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Allocate a set ``[K]`` bool in float64: energy [J], infinite if it does not fit, p, t."""
+    time, power = np.zeros(len(chosen)), np.zeros(len(chosen))
+    kept = np.where(chosen, 0.0, p.local).sum()
+    sends = chosen & p.usable
+    fields = {n: x[sends] for n, x in p._asdict().items() if np.shape(x) == sends.shape}
+    q: Any = p._replace(**fields)
+    spare = p.slot - q.min_time.sum()
+    if spare < -FIT_TOLERANCE * p.slot:
+        return np.inf, power, time
+    if len(q.load):
+        high = float(np.max(log_price(q, q.max_nats, np)))
+        low = float(np.max(log_price(q, np.minimum(q.load / p.slot, q.max_nats), np)))
+        for _ in range(HOST_STEPS):  # as in allocation.slot_price
+            nats = nats_at(q, low, np)
+            slow = nats < q.max_nats
+            used = (q.load / nats)[slow]
+            room = max(spare + q.min_time[slow].sum(), 1e-3 * used.sum())
+            if not slow.any() or used.sum() <= room:
+                break
+            fall = np.sum(used * excess(nats[slow], np) / nats[slow] ** 2)
+            low = min(low + used.sum() * np.log(used.sum() / room) / fall, high)
+        wanted = np.where(slow, q.load / nats, q.min_time)
+        extra = np.sum(wanted - q.min_time)
+        blend = min(max(spare, 0) / extra, 2.0) if extra > 0 else 0.0
+        time[sends] = q.min_time + blend * (wanted - q.min_time)
+        nats = np.minimum(q.load / time[sends], q.max_nats)
+        power[sends] = np.minimum(np.expm1(nats) / q.gain, p.max_power)
+    return float(kept + np.sum(p.weight * power * time)), power, time
+
+
+def solution_on_host(system: System, h: np.ndarray, chosen: np.ndarray) -> Solution:
+    """Allocate a fitting set ``[K]`` bool of one channel in float64, in the gains' precision."""
+    uplinks: Any = host_link(system, h)
+    energy, power, time = allocate_on_host(uplinks, chosen)
+    each: Any = device_energy(uplinks, chosen, power, time)  # type: ignore[arg-type]
+    values: dict[str, Any] = {
+        "offload": chosen,
+        "power": np.maximum(power, np.where(time > 0, LEAST_POWER, 0.0)),
+        "time": time,
+        "energy": energy,
+        "lower_bound": 0.0,
+        "energy_per_device": each,
+    }
+    floats: dict[str, Any] = {name: np.asarray(x, h.dtype) for name, x in values.items()}
+    return Solution(**floats, feasible=np.isfinite(energy))  # type: ignore[arg-type]
+
+
+def _zoom(p: Link, forced: np.ndarray) -> float:
+    """Maximise the concave L(mu) over the price by ever narrower grids: ln mu [ln W]."""
+    log_mu, width = -30.0, 90.0
+    for _ in range(7):
+        grid = host_grid(p, log_mu, width)
+        best = int(np.argmax(least_dual(grid, forced, np)))
+        log_mu = float(grid.log_mu[best])
+        left, right = grid.log_mu[max(best - 1, 0)], grid.log_mu[min(best + 1, PRICES - 1)]
+        width = float(max(log_mu - left, right - log_mu))
+    return log_mu
+
+
+def host_link(system: System, h: np.ndarray) -> Link:
+    """Compute the uplinks in NumPy's float64."""
+    fields = {name: np.asarray(getattr(system, name), np.float64) for name in sy.SYSTEM_RANGES}
+    exact = System(**fields, active=np.asarray(system.active))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return link(exact, np.asarray(h, np.float64), np)
+
+
+def host_grid(p: Link, log_mu: float, width: float) -> Grid:
+    """Price every device in NumPy's float64, counted from who saves at the middle price."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return price_grid(p, None, np.float64(log_mu), PRICES, width, np)

@@ -1,0 +1,28 @@
+"""The answer that every method gives."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from flax import struct
+
+from meco_jax.describe import short_repr
+
+
+@short_repr
+class Solution(struct.PyTreeNode):
+    """Hold an answer for channels ``[..., K]``; see ``meco_jax.solve``."""
+
+    offload: jax.Array  # [..., K] a: 0 or 1, in partial schemes the part of the task sent [-]
+    power: jax.Array  # [..., K] p [W]
+    time: jax.Array  # [..., K] t [s]
+    energy: jax.Array  # [...] realised weighted energy, infinite where infeasible [J]
+    lower_bound: jax.Array  # [...] nothing feasible spends less; infinite where nothing is [J]
+    feasible: jax.Array  # [...] bool: C1-C5 hold
+    # [..., K] what each device adds to ``energy``: 0 for padding, infinite for all that have a
+    # task where the energy is; ``solve`` fills it in for schemes that leave it out [J]
+    energy_per_device: jax.Array = None  # type: ignore[assignment]
+
+    def as_dict(self) -> dict[str, np.ndarray]:
+        """Return plain NumPy arrays by field name, for ``np.savez`` or ``scipy.io.savemat``."""
+        return {name: np.asarray(leaf) for name, leaf in vars(self).items() if leaf is not None}
