@@ -176,7 +176,7 @@ def test_all_kinds_of_answers_are_among_them(exact):
             assert 3 <= np.sum(np.any(sends & part, axis=1)) <= NUM - 3
 
 
-@pytest.mark.parametrize("method", ["pcos", "allocate"])
+@pytest.mark.parametrize("method", ["pcos"])
 def test_float32_and_reverse_over_reverse_give_the_same(exact, method):
     moves = np.zeros((1, len(FIELDS)), np.float32)
     arguments = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), draw())

@@ -9,7 +9,7 @@ from cases import random_case
 from meco_jax import gradients as gr
 from meco_jax.allocation import relax, set_energy
 from meco_jax.gradients import GRADIENTS, differences, energy, exact_energy, make_case
-from meco_jax.system import forced
+from meco_jax.system import check_system, forced
 from meco_jax.uplink import link
 
 
@@ -25,14 +25,20 @@ def decisions(case, rng, num=8):
 
 def test_energy_is_that_of_the_best_allocation(rng):
     """In units of the bound, and to what a grid of 17 prices gives away."""
-    checked = 0
+
+    @jax.jit
+    def energies(system, h, case, sets):
+        uplinks = link(system, h)
+        bound = relax(uplinks, forced(system).astype(h.dtype)).bound
+        exacts = jax.vmap(partial(set_energy, uplinks))(sets)[0] / bound
+        return exacts, jax.vmap(energy, (0, None))(sets, case)
+
+    checked, prepare = 0, jax.jit(make_case)
     for _ in range(12):
         system, h, _ = random_case(rng, 5, slot=0.8, log_base=np.e)
-        case, uplinks = make_case(system, h), link(system, h)
-        bound = relax(uplinks, forced(system).astype(h.dtype)).bound
-        sets = jnp.asarray(decisions(case, rng))
-        exacts = jax.vmap(partial(set_energy, uplinks))(sets)[0] / bound
-        for exact, found in zip(exacts, jax.vmap(energy, (0, None))(sets, case)):
+        system = check_system(system)
+        case = prepare(system, h)
+        for exact, found in zip(*energies(system, h, case, jnp.asarray(decisions(case, rng)))):
             if case.counts and np.isfinite(exact):
                 assert found <= exact * (1 + 1e-4)
                 if exact < 3:  # the grid is densest around the relaxed problem's price

@@ -73,14 +73,13 @@ def test_always_feasible_and_checked(untrained):
     """Whatever the network says; random systems of all kinds."""
     systems, h = jax.tree.map(np.asarray, sample_systems(jax.random.key(5), 200, 12))
     reachable = solve(h, systems, method="optimal").feasible
-    for policy in (untrained, pretrained()):
-        for effort in (0, 4):
-            solution = solve(h, systems, policy=policy, effort=effort)
-            np.testing.assert_array_equal(solution.feasible, reachable)
-            solution = jax.tree.map(np.asarray, solution)
-            for i in np.flatnonzero(reachable)[:30]:
-                one = lambda tree, i=i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
-                check_solution(one(systems), h[i], one(solution))
+    for policy, effort in ((untrained, 4), (pretrained(), 0)):
+        solution = solve(h, systems, policy=policy, effort=effort)
+        np.testing.assert_array_equal(solution.feasible, reachable)
+        solution = jax.tree.map(np.asarray, solution)
+        for i in np.flatnonzero(reachable)[:30]:
+            one = lambda tree, i=i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
+            check_solution(one(systems), h[i], one(solution))
     assert 0.3 < np.mean(reachable) < 1
 
 
@@ -125,16 +124,6 @@ def test_flips_turn_the_least_certain():
     expected = {(1, 0, 1), (1, 1, 1), (1, 0, 0), (1, 1, 0)}  # devices 1 and 2, never 0
     assert {tuple(map(int, row)) for row in sets} == expected
     assert flips(base, jnp.zeros(3), 5).shape == (8, 3)
-
-
-def test_energy_gradient_is_the_envelope(rng):
-    """Against central differences of the energy with the decision at rest."""
-    system, h, _ = random_case(rng, 4, slot=0.6, log_base=2.0)
-    energy = lambda slot: solve(h, system.replace(slot=slot)).energy  # noqa: E731
-    slope = jax.grad(energy)(jnp.float32(0.6))
-    step = 1e-3
-    numeric = (energy(0.6 + step) - energy(0.6 - step)) / (2 * step)
-    np.testing.assert_allclose(slope, numeric, rtol=0.02)
 
 
 @pytest.mark.parametrize("effort", [-1, 13, 1.5, None])
