@@ -83,9 +83,7 @@ class TrainConfig(struct.PyTreeNode):
     multiplier: float = 5.0  # lambda_A and lambda_B at the start [local powers]
     multiplier_step: ByScheme = None  # alpha of (21), rise a slot of violation [local powers]
     margin: float | None = None  # part of each slot time that the penalty asks to leave free [-]
-    slope: Literal["teacher", "zero", "straight_through"] = struct.field(
-        pytree_node=False, default="teacher"
-    )  # of the binary layer's backward pass: 1 - m^+, 0 or 1
+    slope: str = struct.field(pytree_node=False, default="teacher")  # of ``SLOPES``, backward
     scheme: Literal["bcos", "pcos"] = struct.field(pytree_node=False, default="bcos")
     hidden: tuple[int, ...] = struct.field(pytree_node=False, default=(128, 64))
     share_resources: bool = struct.field(pytree_node=False, default=False)
@@ -327,7 +325,7 @@ def check_config(config: TrainConfig) -> TrainConfig:
         ValueError: if a setting is out of its range.
     """
     choices = {
-        "slope": ("teacher", "zero", "straight_through"),
+        "slope": tuple(nw.SLOPES),
         "scheme": ("bcos", "pcos"),
         "input_scaling": ("log", "raw"),
     }
