@@ -23,11 +23,10 @@ from meco_jax import gradients as gr
 from meco_jax import system as sy
 from meco_jax.checks import outside_traces
 from meco_jax.describe import short_repr
+from meco_jax.loop import History, Keep, Metrics, Report, cosine_adam, train_loop, whole_chunk
 from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
 from meco_jax.settings import as_key, moves_data
-from meco_jax.store import RunStore
 from meco_jax.system import System, table1
-from meco_jax.training import History, Metrics, Report, cosine_adam, train_loop, whole_chunk
 
 LOG_BASES = (2.0, math.e, 10.0)
 Sample = Callable[[jax.Array, int, int], tuple[System, jax.Array]]  # as ``sample_systems``
@@ -154,30 +153,32 @@ def train_policy(
     outside_traces("train_policy", seed)
     config = check_policy_config(config or PolicyConfig())
     key = as_key("seed", seed)
+    keep = None
+    if folder is not None:
+        settings = _describe(config, key)
+        keep = Keep(Path(folder), settings, save_seconds, _state, _with_state)
     begin = partial(start_policy, key, config)
-    step = lambda run, epoch: advance_policy(run, epoch, config)  # noqa: E731
-    if folder is None:
-        run, history = train_loop(step, begin(), config, report)
-    else:
-        settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
-        network = {name: getattr(config.network, name) for name in ("width", "rounds", "trust")}
-        high, low = map(int, jax.random.key_data(key))
-        settings |= {"seed": high << 32 | low, "sample": config.sample.__name__} | network
-        del settings["network"]
-        with RunStore(Path(folder), settings, save_seconds) as store:
-            run = begin()  # not before the folder takes it
-            saved = store.load(run[:2])
-            first, rows = 0, list[dict[str, np.ndarray]]()
-            if saved:
-                first, state, rows = saved
-                run = run._replace(params=state[0], optimizer=state[1])
-
-            def save(epoch: int, run: PolicyRun, rows: list[dict[str, np.ndarray]]) -> None:
-                state = lambda: jax.tree.map(np.asarray, run[:2])  # noqa: E731
-                store.save(epoch, state, rows, epoch == config.epochs)
-
-            run, history = train_loop(step, run, config, report, first, rows, save)
+    run, history = train_loop(begin, lambda *at: advance_policy(*at, config), config, report, keep)
     return GeneralPolicy(run.params, config.network), history
+
+
+def _describe(config: PolicyConfig, key: jax.Array) -> dict[str, Any]:
+    """Name all that a training depends on, as JSON: resuming with other values is wrong."""
+    settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    network = {name: getattr(config.network, name) for name in ("width", "rounds", "trust")}
+    high, low = map(int, jax.random.key_data(key))
+    settings |= {"seed": high << 32 | low, "sample": config.sample.__name__} | network
+    del settings["network"]
+    return settings
+
+
+def _state(run: PolicyRun) -> tuple[Any, optax.OptState]:
+    """Take what changes in a training to the host."""
+    return jax.tree.map(np.asarray, run[:2])
+
+
+def _with_state(run: PolicyRun, state: tuple[Any, optax.OptState]) -> PolicyRun:
+    return run._replace(params=state[0], optimizer=state[1])
 
 
 @jax.jit
