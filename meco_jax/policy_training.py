@@ -1,7 +1,7 @@
 """Training of the general policy without labels, over random systems.
 
-Every step draws new systems and channels, prices them, and follows one of the gradients of
-``meco_jax.gradients``.
+Every step draws new systems and channels, prices them, and follows a gradient estimator of
+``meco_jax.gradients``, or one of your own.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ class PolicyConfig(struct.PyTreeNode):
 
     learning_rate: float = 3e-3  # Adam's, at the start [-]
     final_learning_rate: float = 0.01  # of the start, reached by a cosine [-]
-    gradient: str = struct.field(pytree_node=False, default="best_flips")  # of ``GRADIENTS``
+    gradient: str | gr.Estimator = struct.field(
+        pytree_node=False, default="best_flips"
+    )  # a name of ``GRADIENTS``, or a function as those
     batches: tuple[tuple[int, int], ...] = struct.field(
         pytree_node=False, default=((256, 24), (32, 64))
     )  # channels and most devices of the parts of a step
@@ -146,8 +148,9 @@ def train_policy(
 
     Raises:
         ValueError: if a setting is out of its range; ``OtherRunError`` if ``folder`` holds a
-            run with other settings, ``DamagedRunError`` if it cannot be read, ``InUseError`` if
-            another process trains in it.
+            run with other settings (of a function its name counts, not what it does),
+            ``DamagedRunError`` if it cannot be read, ``InUseError`` if another process trains
+            in it.
         OSError: if a checkpoint cannot be written; those before stay.
     """
     outside_traces("train_policy", seed)
@@ -168,6 +171,7 @@ def _describe(config: PolicyConfig, key: jax.Array) -> dict[str, Any]:
     network = {name: getattr(config.network, name) for name in ("width", "rounds", "trust")}
     high, low = map(int, jax.random.key_data(key))
     settings |= {"seed": high << 32 | low, "sample": config.sample.__name__} | network
+    settings["gradient"] = gr.estimator_name(config.gradient)
     del settings["network"]
     return settings
 
@@ -235,7 +239,10 @@ def _sum_losses(
 
     def one(case: gr.Case, key: jax.Array) -> Metrics:
         scores: jax.Array = config.network.apply(params, case.features, case.usable)  # type: ignore[assignment]
-        loss = gr.GRADIENTS[config.gradient](scores, case, key, progress)
+        loss = gr.find_estimator(config.gradient)(scores, case, key, progress)
+        if jnp.shape(loss):
+            rule = "config.gradient must return one loss, of shape ()"
+            raise ValueError(f"{rule}; got shape {jnp.shape(loss)}")
         gap = jnp.minimum(gr.energy(gr.best_count(scores, case), case) - 1, 10.0)
         return {n: jnp.where(case.counts, x, 0.0) for n, x in (("loss", loss), ("gap", gap))}
 
@@ -249,9 +256,7 @@ def check_policy_config(config: PolicyConfig) -> PolicyConfig:
     Raises:
         ValueError: if a setting is out of its range.
     """
-    if config.gradient not in gr.GRADIENTS:
-        known = ", ".join(sorted(gr.GRADIENTS))
-        raise ValueError(f"config.gradient must be one of {known}; got {config.gradient!r}")
+    gr.find_estimator(config.gradient)
     for name in ("steps_per_epoch", "epochs", "chunk_epochs"):
         if getattr(config, name) < 1:
             raise ValueError(f"config.{name} must be at least 1; got {getattr(config, name)}")
