@@ -57,6 +57,21 @@ def test_wrong_files_are_refused(policy, tmp_path):
         load_policy(tmp_path / "missing.npz")
 
 
+def test_files_of_a_smaller_system_load(policy, tmp_path, key):
+    """As of a version before a field came: its default; a field without one is asked for."""
+    save_policy(tmp_path / "new.npz", policy)
+    h = sample_channels(key, table1(3), 20)
+    for name in ("chip", "weight"):
+        rewrite(tmp_path / "new.npz", tmp_path / "old.npz", **{f"system/{name}": None})
+        loaded = load_policy(tmp_path / "old.npz")
+        jax.tree.map(np.testing.assert_array_equal, policy(h), loaded(h))
+        assert getattr(loaded.system, name).shape == getattr(policy.system, name).shape
+    for name in ("task_bits", "cpu_hz"):
+        rewrite(tmp_path / "new.npz", tmp_path / "old.npz", **{f"system/{name}": None})
+        with pytest.raises(ValueError, match=f"path must .*system/{name}"):
+            load_policy(tmp_path / "old.npz")
+
+
 def test_policies_load_in_the_precision_that_runs(policy, tmp_path, key):
     """A file of a float64 process, here; what float32 cannot hold is refused."""
     save_policy(tmp_path / "p.npz", policy)

@@ -265,6 +265,8 @@ def test_a_run_that_cannot_be_read_says_what_to_delete(tmp_path, monkeypatch):
     # Another program saved the same.
     record.write_bytes(b'\xef\xbb\xbf{\r\n"x":1.0,"precision":"float32"}\r\n')
     assert load_some(folder) == 3
+    record.write_text('{"x": 1}')  # an older version, which ran in float32 alone
+    assert load_some(folder) == 3
     record.unlink()
     with pytest.raises(DamagedRunError, match=f"settings.json is missing; {remedy}"):
         load_some(folder)
