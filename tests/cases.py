@@ -1,6 +1,7 @@
-"""Random instances shared by the tests, as a float32 System and as the float64 reference."""
+"""What tests share: scripts run here or in a process, random instances, the check of an answer."""
 
 import contextlib
+import csv
 import io
 import os
 import runpy
@@ -85,6 +86,12 @@ def one_line(result, *parts):
     assert len(result.stderr.splitlines()) == 1, result.stderr
     for part in ("error: ", *parts):
         assert part in result.stderr
+
+
+def read_results(folder):
+    """Read the table that a script wrote: a dict per row."""
+    with open(folder / "results.csv") as file:
+        return list(csv.DictReader(file))
 
 
 def flip(data, rng):

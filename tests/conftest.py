@@ -49,7 +49,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def known():
-    """The 300 instances with known optima: stacked systems, gains and the float64 answers."""
+    """The 300 instances of data/README.md: stacked systems, gains and the float64 answers."""
     with np.load(Path(__file__).parent / "data" / "p1_known_optima.npz") as file:
         data = dict(file)
     num, largest = data["task_bits"].shape

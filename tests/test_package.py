@@ -33,6 +33,11 @@ def test_imports_go_one_way():
         assert imported(module) <= set(ORDER[:place]), module
 
 
+def test_tests_import_no_tests():
+    for path in Path(__file__).parent.glob("*.py"):
+        assert not re.search(r"^(from|import) test_", path.read_text(), re.MULTILINE), path
+
+
 def test_public_names():
     assert list(meco_jax.__all__) == sorted(meco_jax.__all__)
     assert not set(meco_jax.__all__) & set(ORDER)  # or `import meco_jax.solver` would break
