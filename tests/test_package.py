@@ -73,6 +73,12 @@ def test_references_to_the_theory():
     assert set(cited("", " ".join(theory.split()))) <= {0, *sections}
     code = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py"))
     assert set(re.findall(r"`(\w+)`", theory)) <= set(re.findall(r"\w+", code))
+    root = Path(__file__).parent.parent
+    recipes = (root / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in root.glob("*/*.py"))
+    named = re.findall(r"`(\w+)`", recipes.partition("## Style")[0])
+    assert set(named) <= {*re.findall(r"\w+", code + tests), "mypy"}
+    assert set(cited("", " ".join(recipes.split()))) <= {0, *sections}
     everywhere = []
     for path, text in texts():
         assert "math" + " note" not in text.lower(), path  # what the theory was called before
