@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -17,7 +18,9 @@ import numpy as np
 import reference
 from absl import app, flags
 
-from meco_jax import System
+from meco_jax import Policy, System, table1
+from meco_jax.network import Network, init_variables
+from meco_jax.system import check_system
 
 BASES = (2.0, np.e, 10.0)
 ROOT = Path(__file__).parent.parent
@@ -99,6 +102,13 @@ def flip(data, rng):
     place, data = rng.randrange(8 * len(data)), bytearray(data)
     data[place // 8] ^= 1 << place % 8
     return bytes(data)
+
+
+def untrained_policy(num_devices):
+    """A policy of the paper's network with random weights: far less to compile than a training."""
+    network = Network((8, 8))
+    init = jax.jit(partial(init_variables, network, num_devices=num_devices))
+    return Policy(init(jax.random.key(0)), check_system(table1(num_devices)), network)
 
 
 def random_case(rng, num_devices, **fixed):

@@ -1,16 +1,15 @@
 import jax
 import numpy as np
 import pytest
+from cases import untrained_policy
 
-from meco_jax import TrainConfig, load_policy, sample_channels, save_policy, table1, train
+from meco_jax import load_policy, sample_channels, save_policy, table1
 from meco_jax.files import write_atomically
-
-TINY = TrainConfig(num_channels=100, batch_size=50, epochs=1, chunk_epochs=1, hidden=(8, 8))
 
 
 @pytest.fixture(scope="module")
 def policy():
-    return train(table1(3), key=jax.random.key(0), config=TINY)[0]
+    return untrained_policy(3)
 
 
 def rewrite(source, target, **changes):

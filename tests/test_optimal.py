@@ -153,7 +153,7 @@ def test_certificates_are_true_for_every_channel_of_a_batch():
         assert np.all(coarse.energy[ok] <= fine.energy[ok] * (1 + 1.01e-4))
 
 
-@pytest.mark.parametrize(("stage", "num_devices"), zip(optimal.STAGES[:2], (14, 20)))
+@pytest.mark.parametrize(("stage", "num_devices"), list(zip(optimal.STAGES[:2], (14, 20))))
 def test_batches_equal_single_channels(stage, num_devices):
     """Compilers differ between the two, and one has summed sets wrongly in batches."""
     system = sy.check_system(sy.pad_devices(table1(num_devices), -(-num_devices // 8) * 8))
