@@ -26,9 +26,11 @@ from meco_jax import (
     train_grid,
 )
 from meco_jax.evaluation import Outcome, summarise
+from meco_jax.loop import History
+from meco_jax.network import SLOPES
 from meco_jax.store import OtherRunError
 from meco_jax.sweep import Lanes, gather, share, take_lane
-from meco_jax.training import History, check_config
+from meco_jax.training import check_config
 
 FLAGS = flags.FLAGS
 SHORT = {"num_devices": "k", "slot": "t"}  # in file names, and large in figures
@@ -87,7 +89,7 @@ def define_training_flags() -> None:
                 f"{prefix}{name}", getattr(config, name), f"{scheme}: {meaning}", lower_bound=0
             )
     flags.DEFINE_enum(
-        "slope", default.slope, ["teacher", "zero", "straight_through"],
+        "slope", default.slope, list(SLOPES),
         "slope of the binary layer's backward pass",
     )  # fmt: skip
     flags.DEFINE_bool(

@@ -8,6 +8,8 @@ import json
 import math
 import os
 import zipfile
+from collections.abc import Collection
+from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -57,7 +59,8 @@ def load_policy(path: str | os.PathLike[str]) -> Policy | GeneralPolicy:
 
     Every array's name, shape, type and checksum is checked, all values are finite, a system is
     in its range. What the file unpacks to is known before anything is unpacked. Its arrays are
-    float32 or float64, all the same, and become what JAX runs in.
+    float32 or float64, all the same, and become what JAX runs in. A field of ``System`` that the
+    file, of an older version, does not have takes its default.
 
     Raises:
         ValueError: if the file is no policy, is damaged, or holds a value out of its range.
@@ -80,14 +83,15 @@ def load_policy(path: str | os.PathLike[str]) -> Policy | GeneralPolicy:
                 name: (leaf.shape, kind if jnp.issubdtype(leaf.dtype, np.floating) else leaf.dtype)
                 for name, leaf in _leaves(wanted).items()
             }
-            for name in sorted(expected.keys() | found.keys()):
+            older = _filled(wanted, found.keys())
+            for name in sorted((expected.keys() - older.keys()) | found.keys()):
                 if expected.get(name) != found.get(name):
                     raise _MismatchError(
                         f"path must hold {name} as {expected.get(name)}; "
                         f"got {found.get(name)} in {path}"
                     )
             arrays = {name: _read(archive, member) for name, member in members.items()}
-        return _fill(wanted, arrays)
+        return _fill(wanted, arrays | older)
     except _MismatchError:
         raise
     except Exception as error:  # zipfile, NumPy and JSON have many for damaged bytes
@@ -153,6 +157,18 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         if not np.all(np.isfinite(array)):
             raise ValueError(f"{member.filename} must hold finite {array.dtype} numbers")
     return array
+
+
+def _filled(wanted: Policy | GeneralPolicy, found: Collection[str]) -> dict[str, np.ndarray]:
+    """Make the fields of a system that a file lacks and that have defaults, by path."""
+    if isinstance(wanted, GeneralPolicy):
+        return {}
+    leaves = _leaves(wanted)
+    return {
+        path: np.full(leaves[path].shape, field.default, leaves[path].dtype)
+        for field in fields(sy.System)
+        if (path := f"system/{field.name}") not in found and field.default is not MISSING
+    }
 
 
 def _fill(wanted: Policy | GeneralPolicy, arrays: dict[str, np.ndarray]) -> Policy | GeneralPolicy:

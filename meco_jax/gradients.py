@@ -1,14 +1,23 @@
-"""Ways to learn a binary decision: losses whose gradients stand in for that of the energy.
+"""Gradient estimators: losses whose gradients stand in for that of a binary decision's energy.
 
 The energy of a decision is that of its best powers and times, so that the binary layer is
 all that is learned. A ``Case`` has one channel's prices, energies in units of the Lagrangian
 bound: at a grid of prices the energy of any set is the largest of its dual values,
-THEORY.md, section 5. Each way is a function ``(scores, case, key, progress) -> loss``.
+THEORY.md, section 5. An estimator is one function of one channel,
+``(scores, case, key, progress) -> loss``:
+
+    scores: of the devices, ``[K]`` [-]; the network sends those above 0.
+    case: the channel, padding among its devices.
+    key: PRNG key, consumed.
+    progress: part of the training that is done, from 0 to 1, ``[]`` [-].
+    loss: ``[]`` [-]; only its gradient in the scores counts, 0 where a device is not free.
+
+``GRADIENTS`` names those of the package; each says under "Source" where it is from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import NamedTuple
 
@@ -17,6 +26,7 @@ import jax.numpy as jnp
 
 from meco_jax import system as sy
 from meco_jax.allocation import relax
+from meco_jax.checks import refuse
 from meco_jax.describe import short_repr
 from meco_jax.duals import price_grid
 from meco_jax.network import binarize
@@ -173,26 +183,39 @@ def _parts(ratio: jax.Array, case: Case) -> jax.Array:
 def _sign(
     scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array, *, slope: float = 0.0
 ) -> jax.Array:
-    """The binary layer (15) with a slope of its own."""
+    """The binary layer (15), by default with its true slope, 0.
+
+    Source: the paper, (15).
+    """
     required = case.forced.astype(scores.dtype)
     ratio = jax.nn.sigmoid(scores)
     return energy(_parts(binarize(ratio, required, slope * (1 - required)), case), case)
 
 
 def _relaxed(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
-    """The teacher alone, (23): its ratios are rounded."""
+    """The teacher alone: its ratios are rounded.
+
+    Source: the paper, (23).
+    """
     return energy(_parts(jax.nn.sigmoid(scores), case), case)
 
 
 def _teacher(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
-    """The paper's: the teacher's loss, and the student's with slope 1 - m^+."""
+    """The teacher's loss, and the student's with slope 1 - m^+.
+
+    Source: the paper, Algorithm 1.
+    """
     return _relaxed(scores, case, key, progress) + _sign(scores, case, key, progress, slope=1.0)
 
 
 def _straight_through(
     scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array, *, clip: float = jnp.inf
 ) -> jax.Array:
-    """Slope 1 from the decision to the score, within ``clip`` of 0."""
+    """Slope 1 from the decision to the score, within ``clip`` of 0.
+
+    Source: Bengio, Leonard and Courville 2013, arXiv:1308.3432; with a clip Hubara,
+    Courbariaux, Soudry, El-Yaniv and Bengio 2016, arXiv:1602.02830.
+    """
     passed = jnp.clip(scores, -clip, clip)
     hard = (scores > 0).astype(scores.dtype)
     return energy(_parts(passed + jax.lax.stop_gradient(hard - passed), case), case)
@@ -205,13 +228,21 @@ def _bernoulli(key: jax.Array, chance: jax.Array) -> jax.Array:
 
 
 def _gumbel(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
-    """The Gumbel sigmoid (Maddison et al. 2017, Jang et al. 2017), ever colder."""
+    """The Gumbel sigmoid, ever colder.
+
+    Source: Maddison, Mnih and Teh 2017, arXiv:1611.00712; Jang, Gu and Poole 2017,
+    arXiv:1611.01144.
+    """
     noise = jax.random.logistic(key, scores.shape, jnp.float32).astype(scores.dtype)
     return energy(_parts(jax.nn.sigmoid((scores + noise) / COLDEST**progress), case), case)
 
 
 def _reinforce(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
-    """The score function (Williams 1992), its baseline the decision without noise."""
+    """The score function, its baseline the decision without noise.
+
+    Source: Williams 1992, doi:10.1007/BF00992696; the baseline Rennie, Marcheret, Mroueh,
+    Ross and Goel 2017, arXiv:1612.00563.
+    """
     drawn = _bernoulli(key, jax.nn.sigmoid(scores))
     decision = jnp.where(case.free, drawn, case.forced.astype(scores.dtype))
     gain = energy(decision, case) - energy(threshold(scores, case), case)
@@ -221,7 +252,10 @@ def _reinforce(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Arra
 
 
 def _sampled(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
-    """The exact differences at a random decision: unbiased for the mean energy of such."""
+    """The exact differences at a random decision: unbiased for the mean energy of such.
+
+    Source: Titsias and Lazaro-Gredilla 2015, arXiv:1503.01494.
+    """
     ratio = jax.nn.sigmoid(scores)
     drawn = _bernoulli(key, ratio)
     decision = ratio + jax.lax.stop_gradient(drawn - ratio)
@@ -232,7 +266,10 @@ def _exact(
     scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array,
     *, decide: Callable[[jax.Array, Case], jax.Array],
 ) -> jax.Array:  # fmt: skip
-    """The exact differences at a decision of the network."""
+    """The exact differences at a decision of the network, see ``commit``.
+
+    Source: own.
+    """
     decision = jax.lax.stop_gradient(decide(scores, case))
     return exact_energy(_parts(commit(scores, decision), case), case)
 
@@ -241,6 +278,8 @@ def _best_flips(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Arr
     """Self-improvement: make the best of the 2^n sets around the best head likely.
 
     A set that costs ``REGRET`` more than the best counts a factor e less.
+
+    Source: own.
     """
     base = best_count(scores, case) > 0
     certainty = jnp.where(case.free, price_certainty(case.features), jnp.inf)
@@ -252,7 +291,8 @@ def _best_flips(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Arr
     return -jax.nn.logsumexp(likely - jnp.minimum(regret / REGRET, 50.0))
 
 
-GRADIENTS: dict[str, Callable[[jax.Array, Case, jax.Array, jax.Array], jax.Array]] = {
+Estimator = Callable[[jax.Array, Case, jax.Array, jax.Array], jax.Array]  # as described on top
+GRADIENTS: dict[str, Estimator] = {
     "sign": _sign,
     "teacher": _teacher,
     "straight_through": _straight_through,
@@ -265,3 +305,33 @@ GRADIENTS: dict[str, Callable[[jax.Array, Case, jax.Array, jax.Array], jax.Array
     "exact_best": partial(_exact, decide=best_count),
     "best_flips": _best_flips,
 }
+
+
+def find_estimator(gradient: str | Estimator) -> Estimator:
+    """Return an estimator: that of a name of ``GRADIENTS``, or a function as it is.
+
+    Raises:
+        ValueError: if it is neither, or a function that cannot be hashed.
+    """
+    if isinstance(gradient, str) and gradient in GRADIENTS:
+        return GRADIENTS[gradient]
+    if not callable(gradient) or not isinstance(gradient, Hashable):
+        known = ", ".join(sorted(GRADIENTS))
+        rule = f"one of {known}, or a hashable function (scores, case, key, progress) -> loss"
+        raise refuse("config.gradient", rule, gradient)
+    return gradient
+
+
+def estimator_name(gradient: str | Estimator) -> str:
+    """Name an estimator for the record of a run: of a function its module and name.
+
+    Raises:
+        ValueError: if a function has no name that tells it from others.
+    """
+    if isinstance(gradient, str):
+        return gradient
+    name = getattr(gradient, "__qualname__", "")
+    if not name or name.endswith("<lambda>"):
+        rule = "a name, or a function with one, to be kept in a folder"
+        raise refuse("config.gradient", rule, gradient)
+    return f"{gradient.__module__}.{name}"

@@ -28,6 +28,12 @@ from meco_jax.uplink import FIT_TOLERANCE, link
 Role = Literal["teacher", "student"]
 Times = Literal["network", "realised"]
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
+SLOPES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "teacher": lambda required: 1 - required,
+    "zero": jnp.zeros_like,
+    "straight_through": jnp.ones_like,
+}
+"""Slopes of the binary layer's backward pass by name, from m^+ ``[K]`` to ``[K]`` [-]."""
 LOG_EXPONENTIAL_MEAN, LOG_EXPONENTIAL_STD = -float(np.euler_gamma), np.pi / np.sqrt(6)
 
 
@@ -37,7 +43,9 @@ def binarize(ratio: jax.Array, required: jax.Array, slope: jax.Array) -> jax.Arr
 
     Forward: 1 where ``ratio`` >= 1/2 or ``required`` > 0, else 0. Backward: the gradient of
     the ratio is ``slope`` times that of the decision. The true slope of (15) is 0, that of
-    the teacher's activation (23) is 1 - m^+, that of the straight-through estimator 1.
+    the teacher's activation (23) is 1 - m^+, that of the straight-through estimator 1; the
+    first two are the paper's, the last is of Bengio, Leonard and Courville 2013,
+    arXiv:1308.3432.
 
     Args:
         ratio: phi, output of the decision branch ``[K]`` [-].
@@ -176,8 +184,7 @@ def decide(
         system: the physics.
         h: amplitude gains ``[N, K]`` [-].
         role: the teacher's a is a ratio, the student's binary.
-        slope: slope of the binary layer's backward pass: "zero" (0), "teacher" (1 - m^+)
-            or "straight_through" (1).
+        slope: slope of the binary layer's backward pass, a name of ``SLOPES``.
         scaling: see ``features``.
         train: normalise by the batch.
 
@@ -185,13 +192,12 @@ def decide(
         The decisions, ``[N, K]`` leaves, and the running statistics.
     """
     required = sy.required_ratio(system)
-    slopes = {"zero": 0 * required, "teacher": 1 - required, "straight_through": 0 * required + 1}
 
     def activate(ratio: jax.Array, time: jax.Array, power: jax.Array) -> Decision:
         if role == "teacher":
             offload = relaxed_ratio(ratio, required)
         else:
-            offload = binarize(ratio, required, slopes[slope])
+            offload = binarize(ratio, required, SLOPES[slope](required))
         offload = jnp.where(system.active, offload, 0.0)
         time = output_time(time, system.slot, system.active)
         return Decision(offload, output_power(power, system.max_power), time)

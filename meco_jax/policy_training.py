@@ -1,7 +1,7 @@
 """Training of the general policy without labels, over random systems.
 
-Every step draws new systems and channels, prices them, and follows one of the gradients of
-``meco_jax.gradients``.
+Every step draws new systems and channels, prices them, and follows a gradient estimator of
+``meco_jax.gradients``, or one of your own.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from meco_jax import gradients as gr
 from meco_jax import system as sy
 from meco_jax.checks import outside_traces
 from meco_jax.describe import short_repr
+from meco_jax.loop import History, Keep, Metrics, Report, cosine_adam, train_loop, whole_chunk
 from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
 from meco_jax.settings import as_key, moves_data
-from meco_jax.store import RunStore
 from meco_jax.system import System, table1
-from meco_jax.training import History, Metrics, Report, cosine_adam, train_loop, whole_chunk
 
 LOG_BASES = (2.0, math.e, 10.0)
 Sample = Callable[[jax.Array, int, int], tuple[System, jax.Array]]  # as ``sample_systems``
@@ -102,7 +101,9 @@ class PolicyConfig(struct.PyTreeNode):
 
     learning_rate: float = 3e-3  # Adam's, at the start [-]
     final_learning_rate: float = 0.01  # of the start, reached by a cosine [-]
-    gradient: str = struct.field(pytree_node=False, default="best_flips")  # of ``GRADIENTS``
+    gradient: str | gr.Estimator = struct.field(
+        pytree_node=False, default="best_flips"
+    )  # a name of ``GRADIENTS``, or a function as those
     batches: tuple[tuple[int, int], ...] = struct.field(
         pytree_node=False, default=((256, 24), (32, 64))
     )  # channels and most devices of the parts of a step
@@ -147,37 +148,41 @@ def train_policy(
 
     Raises:
         ValueError: if a setting is out of its range; ``OtherRunError`` if ``folder`` holds a
-            run with other settings, ``DamagedRunError`` if it cannot be read, ``InUseError`` if
-            another process trains in it.
+            run with other settings (of a function its name counts, not what it does),
+            ``DamagedRunError`` if it cannot be read, ``InUseError`` if another process trains
+            in it.
         OSError: if a checkpoint cannot be written; those before stay.
     """
     outside_traces("train_policy", seed)
     config = check_policy_config(config or PolicyConfig())
     key = as_key("seed", seed)
+    keep = None
+    if folder is not None:
+        settings = _describe(config, key)
+        keep = Keep(Path(folder), settings, save_seconds, _state, _with_state)
     begin = partial(start_policy, key, config)
-    step = lambda run, epoch: advance_policy(run, epoch, config)  # noqa: E731
-    if folder is None:
-        run, history = train_loop(step, begin(), config, report)
-    else:
-        settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
-        network = {name: getattr(config.network, name) for name in ("width", "rounds", "trust")}
-        high, low = map(int, jax.random.key_data(key))
-        settings |= {"seed": high << 32 | low, "sample": config.sample.__name__} | network
-        del settings["network"]
-        with RunStore(Path(folder), settings, save_seconds) as store:
-            run = begin()  # not before the folder takes it
-            saved = store.load(run[:2])
-            first, rows = 0, list[dict[str, np.ndarray]]()
-            if saved:
-                first, state, rows = saved
-                run = run._replace(params=state[0], optimizer=state[1])
-
-            def save(epoch: int, run: PolicyRun, rows: list[dict[str, np.ndarray]]) -> None:
-                state = lambda: jax.tree.map(np.asarray, run[:2])  # noqa: E731
-                store.save(epoch, state, rows, epoch == config.epochs)
-
-            run, history = train_loop(step, run, config, report, first, rows, save)
+    run, history = train_loop(begin, lambda *at: advance_policy(*at, config), config, report, keep)
     return GeneralPolicy(run.params, config.network), history
+
+
+def _describe(config: PolicyConfig, key: jax.Array) -> dict[str, Any]:
+    """Name all that a training depends on, as JSON: resuming with other values is wrong."""
+    settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    network = {name: getattr(config.network, name) for name in ("width", "rounds", "trust")}
+    high, low = map(int, jax.random.key_data(key))
+    settings |= {"seed": high << 32 | low, "sample": config.sample.__name__} | network
+    settings["gradient"] = gr.estimator_name(config.gradient)
+    del settings["network"]
+    return settings
+
+
+def _state(run: PolicyRun) -> tuple[Any, optax.OptState]:
+    """Take what changes in a training to the host."""
+    return jax.tree.map(np.asarray, run[:2])
+
+
+def _with_state(run: PolicyRun, state: tuple[Any, optax.OptState]) -> PolicyRun:
+    return run._replace(params=state[0], optimizer=state[1])
 
 
 @jax.jit
@@ -234,7 +239,10 @@ def _sum_losses(
 
     def one(case: gr.Case, key: jax.Array) -> Metrics:
         scores: jax.Array = config.network.apply(params, case.features, case.usable)  # type: ignore[assignment]
-        loss = gr.GRADIENTS[config.gradient](scores, case, key, progress)
+        loss = gr.find_estimator(config.gradient)(scores, case, key, progress)
+        if jnp.shape(loss):
+            rule = "config.gradient must return one loss, of shape ()"
+            raise ValueError(f"{rule}; got shape {jnp.shape(loss)}")
         gap = jnp.minimum(gr.energy(gr.best_count(scores, case), case) - 1, 10.0)
         return {n: jnp.where(case.counts, x, 0.0) for n, x in (("loss", loss), ("gap", gap))}
 
@@ -248,9 +256,7 @@ def check_policy_config(config: PolicyConfig) -> PolicyConfig:
     Raises:
         ValueError: if a setting is out of its range.
     """
-    if config.gradient not in gr.GRADIENTS:
-        known = ", ".join(sorted(gr.GRADIENTS))
-        raise ValueError(f"config.gradient must be one of {known}; got {config.gradient!r}")
+    gr.find_estimator(config.gradient)
     for name in ("steps_per_epoch", "epochs", "chunk_epochs"):
         if getattr(config, name) < 1:
             raise ValueError(f"config.{name} must be at least 1; got {getattr(config, name)}")

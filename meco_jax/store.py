@@ -32,6 +32,7 @@ from meco_jax.files import FolderLock, json_text, write_atomically
 
 KEPT = 2  # checkpoints: the latest, and one to fall back on
 DIGEST = "sha256"  # file beside those of Orbax
+PRECISION = {"precision": "float32"}  # of the versions that did not record it
 Saved = tuple[int, Any, list[dict[str, np.ndarray]]]  # epochs done, state, history
 
 
@@ -218,7 +219,7 @@ def _keep_settings(folder: Path, text: bytes) -> None:
     record, settings = folder / "settings.json", json.loads(text)
     if record.exists():
         try:
-            known = dict(json.loads(record.read_bytes()))
+            known = PRECISION | dict(json.loads(record.read_bytes()))
         except (ValueError, TypeError, RecursionError):  # no JSON, or no object
             raise DamagedRunError(
                 f"{record} cannot be read; delete {folder} to begin again"

@@ -26,14 +26,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from meco_jax import system as sy
 from meco_jax.checks import outside_traces
 from meco_jax.describe import short_repr
+from meco_jax.loop import History, Keep, Metrics, Report, train_loop
 from meco_jax.network import Policy
 from meco_jax.settings import as_key, moves_data
-from meco_jax.store import RunStore
 from meco_jax.system import System, table1
 from meco_jax.training import (
-    History,
-    Metrics,
-    Report,
     Run,
     TrainConfig,
     TrainState,
@@ -41,7 +38,6 @@ from meco_jax.training import (
     check_config,
     make_policy,
     start,
-    train_loop,
 )
 
 SEEDS = "seed", "task_seed", "train_seed"
@@ -157,22 +153,14 @@ def train_grid(
         runs, metrics = zip(*groups.run(advance, runs, arrays))
         return runs, groups.join(metrics)
 
-    if folder is None:
-        runs, history = train_loop(step, begin(), config, report)
-    else:
-        with RunStore(Path(folder), _describe(lanes, config), save_seconds) as store:
-            runs = begin()  # not before the folder takes it
-            saved = store.load(_states(groups, runs))
-            first, rows = 0, list[dict[str, np.ndarray]]()
-            if saved:
-                first, state, rows = saved
-                own = groups.split(state)
-                runs = groups.run(lambda run, own: run._replace(state=own), runs, own)
+    def with_states(runs: Parts, states: TrainState) -> Parts:
+        return groups.run(lambda run, own: run._replace(state=own), runs, groups.split(states))
 
-            def save(epoch: int, runs: Parts, rows: list[dict[str, np.ndarray]]) -> None:
-                store.save(epoch, lambda: _states(groups, runs), rows, epoch == config.epochs)
-
-            runs, history = train_loop(step, runs, config, report, first, rows, save)
+    keep = None
+    if folder is not None:
+        settings, states = _describe(lanes, config), partial(_states, groups)
+        keep = Keep(Path(folder), settings, save_seconds, states, with_states)
+    runs, history = train_loop(begin, step, config, report, keep)
     policies = make_policy(_states(groups, runs), lanes.systems, config)
     return jax.tree.map(jnp.asarray, policies), history
 

@@ -1,19 +1,16 @@
 """Algorithm 1: losses (18), (20), (25), the teacher, student and multiplier steps, and ``train``.
 
-A step is ``(state, batch) -> (state, metrics)``. Training is a host loop over one jitted
-chunk of epochs, with randomness by ``fold_in(key, epoch)``. Where the paper leaves a choice:
-THEORY.md, section 9.
+A step is ``(state, batch) -> (state, metrics)``, a jitted chunk is some epochs of steps, with
+randomness by ``fold_in(key, epoch)``. Where the paper leaves a choice: THEORY.md, section 9.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 
@@ -21,53 +18,13 @@ from meco_jax import network as nw
 from meco_jax import system as sy
 from meco_jax.checks import outside_traces
 from meco_jax.describe import short_repr
+from meco_jax.loop import History, Metrics, Report, cosine_adam, train_loop, whole_chunk
 from meco_jax.network import Decision, Network, Policy, Role
 from meco_jax.settings import as_key, moves_data
 from meco_jax.system import System
 from meco_jax.uplink import fits, link
 
-Metrics = dict[str, jax.Array]
 ByScheme = Any  # a float, or None for the scheme's default
-Carry = TypeVar("Carry")
-Report = Callable[[int, dict[str, np.ndarray]], None]
-
-
-@short_repr
-class History(dict[str, np.ndarray]):
-    """Metrics of a training by name, an array with an entry per report each."""
-
-
-def _unflatten(names: tuple[str, ...], values: Sequence[np.ndarray]) -> History:
-    return History(zip(names, values))
-
-
-jax.tree_util.register_pytree_node(  # as a dict is
-    History, lambda history: (tuple(history.values()), tuple(history)), _unflatten
-)
-
-
-class Schedule(Protocol):
-    """What settings say about the length and the rate of a training."""
-
-    @property
-    def learning_rate(self) -> Any:
-        """Rate at the start [-]."""
-
-    @property
-    def final_learning_rate(self) -> float:
-        """Rate at the end, as a part of the start's [-]."""
-
-    @property
-    def epochs(self) -> int:
-        """Number of epochs."""
-
-    @property
-    def chunk_epochs(self) -> int:
-        """Epochs between two reports."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in an epoch."""
 
 
 @short_repr
@@ -83,9 +40,7 @@ class TrainConfig(struct.PyTreeNode):
     multiplier: float = 5.0  # lambda_A and lambda_B at the start [local powers]
     multiplier_step: ByScheme = None  # alpha of (21), rise a slot of violation [local powers]
     margin: float | None = None  # part of each slot time that the penalty asks to leave free [-]
-    slope: Literal["teacher", "zero", "straight_through"] = struct.field(
-        pytree_node=False, default="teacher"
-    )  # of the binary layer's backward pass: 1 - m^+, 0 or 1
+    slope: str = struct.field(pytree_node=False, default="teacher")  # of ``SLOPES``, backward
     scheme: Literal["bcos", "pcos"] = struct.field(pytree_node=False, default="bcos")
     hidden: tuple[int, ...] = struct.field(pytree_node=False, default=(128, 64))
     share_resources: bool = struct.field(pytree_node=False, default=False)
@@ -214,42 +169,9 @@ def train(
     outside_traces("train", system, key)
     config = check_config(config or TrainConfig())
     system = sy.check_system(system)
-    run = _start(as_key("key", key), system, config)
-    run, history = train_loop(lambda *at: _advance(*at, system, config), run, config, report)
+    begin = partial(_start, as_key("key", key), system, config)
+    run, history = train_loop(begin, lambda *at: _advance(*at, system, config), config, report)
     return make_policy(run.state, system, config), history
-
-
-def train_loop(
-    advance: Callable[[Carry, int], tuple[Carry, Metrics]],
-    run: Carry,
-    config: Schedule,
-    report: Report | None,
-    first_epoch: int = 0,
-    history: Sequence[dict[str, np.ndarray]] = (),
-    save: Callable[[int, Carry, list[dict[str, np.ndarray]]], None] | None = None,
-) -> tuple[Carry, History]:
-    """Drive a jitted chunk from the host until ``config.epochs`` are done.
-
-    Args:
-        advance: from a run and the number of its first epoch to the run after a chunk.
-        run: a training under way, ``first_epoch`` epochs old.
-        config: the settings.
-        report: called after every chunk with the number of steps done and the metrics.
-        first_epoch: where to go on.
-        history: metrics of the chunks before.
-        save: called after every chunk with the number of epochs done, the run and the history.
-    """
-    rows = list(history)
-    for epoch in range(first_epoch, config.epochs, config.chunk_epochs):
-        run, metrics = advance(run, epoch)
-        done = epoch + config.chunk_epochs
-        step = done * config.steps_per_epoch
-        rows.append({"step": np.asarray(step), **jax.device_get(metrics)})
-        if save is not None:
-            save(done, run, rows)
-        if report is not None:
-            report(step, rows[-1])
-    return run, History({name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
 
 def make_policy(state: TrainState, system: System, config: TrainConfig) -> Policy:
@@ -315,11 +237,6 @@ _start = jax.jit(start)
 _advance = jax.jit(advance, donate_argnums=0)
 
 
-def whole_chunk(epochs: int, most: int) -> int:
-    """Return the largest number of epochs up to ``most`` that divides ``epochs``."""
-    return max(n for n in range(1, min(most, epochs) + 1) if epochs % n == 0)
-
-
 def check_config(config: TrainConfig) -> TrainConfig:
     """Return the configuration with its scheme's defaults filled in, and chunks that fit.
 
@@ -327,7 +244,7 @@ def check_config(config: TrainConfig) -> TrainConfig:
         ValueError: if a setting is out of its range.
     """
     choices = {
-        "slope": ("teacher", "zero", "straight_through"),
+        "slope": tuple(nw.SLOPES),
         "scheme": ("bcos", "pcos"),
         "input_scaling": ("log", "raw"),
     }
@@ -483,22 +400,3 @@ def _own(params: dict[str, Any], role: Role, config: TrainConfig) -> dict[str, A
     """Select the branches that ``role`` updates."""
     owner = "student" if config.share_resources else role
     return {name: params[name] for name in ("decision", f"{owner}_time", f"{owner}_power")}
-
-
-def cosine_adam(config: Schedule) -> optax.GradientTransformation:
-    """Adam with a cosine decay of its rate."""
-    total = config.epochs * config.steps_per_epoch
-
-    def rate(step: jax.Array) -> jax.Array:
-        done = jnp.clip(step / total, 0.0, 1.0)
-        fall = (1 + jnp.cos(jnp.pi * done)) / 2
-        final = config.final_learning_rate
-        return config.learning_rate * (final + (1 - final) * fall)
-
-    adam = optax.adam(rate)
-
-    def update(*arguments: Any) -> Any:
-        with jax.numpy_dtype_promotion("standard"):  # optax counts on it
-            return adam.update(*arguments)
-
-    return optax.GradientTransformation(adam.init, update)

@@ -1,11 +1,13 @@
-"""Random instances shared by the tests, as a float32 System and as the float64 reference."""
+"""What tests share: scripts run here or in a process, random instances, the check of an answer."""
 
 import contextlib
+import csv
 import io
 import os
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -16,7 +18,9 @@ import numpy as np
 import reference
 from absl import app, flags
 
-from meco_jax import System
+from meco_jax import Policy, System, table1
+from meco_jax.network import Network, init_variables
+from meco_jax.system import check_system
 
 BASES = (2.0, np.e, 10.0)
 ROOT = Path(__file__).parent.parent
@@ -87,11 +91,24 @@ def one_line(result, *parts):
         assert part in result.stderr
 
 
+def read_results(folder):
+    """Read the table that a script wrote: a dict per row."""
+    with open(folder / "results.csv") as file:
+        return list(csv.DictReader(file))
+
+
 def flip(data, rng):
     """Flip one bit."""
     place, data = rng.randrange(8 * len(data)), bytearray(data)
     data[place // 8] ^= 1 << place % 8
     return bytes(data)
+
+
+def untrained_policy(num_devices):
+    """A policy of the paper's network with random weights: far less to compile than a training."""
+    network = Network((8, 8))
+    init = jax.jit(partial(init_variables, network, num_devices=num_devices))
+    return Policy(init(jax.random.key(0)), check_system(table1(num_devices)), network)
 
 
 def random_case(rng, num_devices, **fixed):

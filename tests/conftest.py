@@ -1,4 +1,6 @@
+import inspect
 import os
+import subprocess
 from pathlib import Path
 
 # All test processes share what they compile, the scripts that they start too.
@@ -14,16 +16,47 @@ import pytest
 from cases import TINY, run
 from hypothesis import settings
 
-from meco_jax import System
+from meco_jax import System, train, train_grid, train_policy
 
 matplotlib.use("Agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+LONG = subprocess, train, train_grid, train_policy  # what uses them is marked subprocess
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40)
 settings.register_profile(  # at random, and as many as asked for
     "fuzz", deadline=None, max_examples=int(os.environ.get("MECO_FUZZ", "1")), print_blob=True
 )
 settings.load_profile("fuzz" if "MECO_FUZZ" in os.environ else "ci")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks
+def pytest_collection_modifyitems(items):
+    """Mark what starts processes or trains, itself or by what it calls or its fixtures call."""
+    known = {}
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        functions = [item.function, *(fixture.func for found in fixtures for fixture in found)]
+        if any(is_long(function, known) for function in functions):
+            item.add_marker("subprocess")
+
+
+def is_long(value, known):
+    """Whether it is one of ``LONG``, or a function of the tests that uses such."""
+    function = inspect.unwrap(value)
+    code = getattr(function, "__code__", None)
+    if code is None or Path(code.co_filename).parent != Path(__file__).parent:
+        return any(value is long for long in LONG)
+    if code not in known:
+        known[code] = False  # while it is looked into: functions may call each other
+        used = names(code) & function.__globals__.keys()
+        known[code] = any(is_long(function.__globals__[name], known) for name in used)
+    return known[code]
+
+
+def names(code):
+    """Global names that a function uses, those inside it too."""
+    inner = [part for part in code.co_consts if inspect.iscode(part)]
+    return {*code.co_names, *(name for part in inner for name in names(part))}
 
 
 @pytest.fixture
@@ -49,7 +82,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def known():
-    """The 300 instances with known optima: stacked systems, gains and the float64 answers."""
+    """The 300 instances of data/README.md: stacked systems, gains and the float64 answers."""
     with np.load(Path(__file__).parent / "data" / "p1_known_optima.npz") as file:
         data = dict(file)
     num, largest = data["task_bits"].shape

@@ -1,16 +1,15 @@
 import jax
 import numpy as np
 import pytest
+from cases import untrained_policy
 
-from meco_jax import TrainConfig, load_policy, sample_channels, save_policy, table1, train
+from meco_jax import load_policy, sample_channels, save_policy, table1
 from meco_jax.files import write_atomically
-
-TINY = TrainConfig(num_channels=100, batch_size=50, epochs=1, chunk_epochs=1, hidden=(8, 8))
 
 
 @pytest.fixture(scope="module")
 def policy():
-    return train(table1(3), key=jax.random.key(0), config=TINY)[0]
+    return untrained_policy(3)
 
 
 def rewrite(source, target, **changes):
@@ -55,6 +54,21 @@ def test_wrong_files_are_refused(policy, tmp_path):
             load_policy(bad)
     with pytest.raises(FileNotFoundError):
         load_policy(tmp_path / "missing.npz")
+
+
+def test_files_of_a_smaller_system_load(policy, tmp_path, key):
+    """As of a version before a field came: its default; a field without one is asked for."""
+    save_policy(tmp_path / "new.npz", policy)
+    h = sample_channels(key, table1(3), 20)
+    for name in ("chip", "weight"):
+        rewrite(tmp_path / "new.npz", tmp_path / "old.npz", **{f"system/{name}": None})
+        loaded = load_policy(tmp_path / "old.npz")
+        jax.tree.map(np.testing.assert_array_equal, policy(h), loaded(h))
+        assert getattr(loaded.system, name).shape == getattr(policy.system, name).shape
+    for name in ("task_bits", "cpu_hz"):
+        rewrite(tmp_path / "new.npz", tmp_path / "old.npz", **{f"system/{name}": None})
+        with pytest.raises(ValueError, match=f"path must .*system/{name}"):
+            load_policy(tmp_path / "old.npz")
 
 
 def test_policies_load_in_the_precision_that_runs(policy, tmp_path, key):

@@ -15,20 +15,15 @@ import jax
 import numpy as np
 import pytest
 import trainings
-from cases import ROOT, TINY, flip, inside, one_line, quick_environment, run
+from cases import ROOT, TINY, flip, inside, one_line, quick_environment, read_results, run
 
 from meco_jax import load_policy, sample_channels, solve, table1
 from meco_jax.store import is_whole
 
 
-def read(folder):
-    with open(folder / "results.csv") as file:
-        return list(csv.DictReader(file))
-
-
 def test_sweep_k_writes_everything(finished):
     folder, result = finished
-    rows = read(folder)
+    rows = read_results(folder)
     # fmt: off
     assert list(rows[0]) == [
         "num_devices", "slot", "seed", "scheme", "energy_mean_j", "energy_ci95_j",
@@ -49,7 +44,7 @@ def test_sweep_k_writes_everything(finished):
 
 
 def test_sweep_k_rows_keep_the_order_of_the_schemes(finished):
-    rows = read(finished[0])
+    rows = read_results(finished[0])
     energy = {(r["num_devices"], r["seed"], r["scheme"]): float(r["energy_mean_j"]) for r in rows}
     for k in "23":
         for seed in "01":
@@ -219,7 +214,7 @@ def test_two_processes_share_the_lanes(finished, tmp_path):
         assert together.files == alone.files
         for leaf in together.files:
             np.testing.assert_array_equal(together[leaf], alone[leaf], err_msg=f"{name}, {leaf}")
-    for together, alone in zip(read(tmp_path), read(finished[0]), strict=True):
+    for together, alone in zip(read_results(tmp_path), read_results(finished[0]), strict=True):
         assert together.pop("scheme") == alone.pop("scheme")
         values = [[float(x or "nan") for x in row.values()] for row in (together, alone)]
         np.testing.assert_allclose(*values, rtol=1e-6, atol=1e-6)  # optima in other batches
@@ -282,7 +277,7 @@ def test_grid_draws_the_plane(tmp_path):
     flags = ("--num_devices=2,3", "--slots=0.5,1", "--seeds=0", *TINY[2:])
     result = run(*flags, f"--output_dir={tmp_path}", script="grid")
     assert result.returncode == 0, result.stderr
-    assert len(read(tmp_path)) == 4 * 8
+    assert len(read_results(tmp_path)) == 4 * 8
     assert (tmp_path / "plane.png").stat().st_size > 5000
 
 
@@ -294,7 +289,7 @@ def test_constraints_judges_the_raw_networks(tmp_path):
         rows = list(csv.DictReader(file))
     place = [(row["scheme"], row["margin"]) for row in rows]
     assert place == [(name, m) for name in ("bcos_raw", "pcos_learned") for m in ("0", "0.5")]
-    whole = {(row["scheme"], row["margin"]): row for row in read(tmp_path)}
+    whole = {(row["scheme"], row["margin"]): row for row in read_results(tmp_path)}
     for row in rows:
         same = whole[row["scheme"], row["margin"]]
         assert row["kept"] == same["feasible_fraction"]
@@ -314,7 +309,7 @@ def test_frontier_ranks_the_methods(tmp_path):
     one_line(inside(*flags, "--method=magic", script="frontier"), "--method must be among MCOS; ")
     result = run(*flags, script="frontier")
     assert result.returncode == 0, result.stderr
-    rows = {row["method"]: row for row in read(tmp_path)}
+    rows = {row["method"]: row for row in read_results(tmp_path)}
     assert set(rows) == set(chosen)
     assert float(rows["solve, certified"]["gap_worst"]) < 2e-4
     assert float(rows["solve, certified"]["certified_fraction"]) == 1
@@ -336,7 +331,7 @@ def test_certify_proves_every_row(tmp_path):
              f"--output_dir={tmp_path}")  # fmt: skip
     result = inside(*flags, script="certify")
     assert result.returncode == 0, result.stderr
-    rows = read(tmp_path)
+    rows = read_results(tmp_path)
     assert len(rows) == 2
     for row in rows:
         assert float(row["certified"]) == float(row["optimal_fraction"]) == 1
@@ -356,7 +351,7 @@ def test_scale_writes_time_and_memory(tmp_path):
     result = run(*flags, script="scale")
     assert result.returncode == 0, result.stderr
     assert "slope" in result.stdout
-    rows = read(tmp_path)
+    rows = read_results(tmp_path)
     assert [int(row["num_devices"]) for row in rows] == [4, 16]
     assert all(float(row["bytes_per_channel"]) > 100 for row in rows)
     assert (tmp_path / "scale.pdf").stat().st_size > 5000
@@ -368,7 +363,7 @@ def test_lanes_measures_speed_memory_and_ratio(tmp_path):
              "--epochs=4", "--hidden=8", f"--output_dir={tmp_path}")  # fmt: skip
     result = run(*flags, script="lanes")
     assert result.returncode == 0, result.stderr
-    rows = read(tmp_path)
+    rows = read_results(tmp_path)
     assert [(row["method"], row["lanes"]) for row in rows] == [("lax.map", "2"), ("vmap", "2")]
     assert all(float(row["lane_steps_per_s"]) > 0 for row in rows)
     assert all(float(row["peak_mb"]) > 100 for row in rows)

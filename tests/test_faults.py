@@ -20,23 +20,22 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from cases import TINY, flip, inside, one_line, run
+from cases import TINY, flip, inside, one_line, run, untrained_policy
 
 import meco_jax
-from meco_jax import TrainConfig, load_policy, save_policy, table1, train
+from meco_jax import load_policy, save_policy
 from meco_jax.files import FolderLock, InUseError
 from meco_jax.store import DamagedRunError, OtherRunError, RunStore
 
 TRIES = int(os.environ.get("MECO_FAULTS", "60"))
 SHIPPED = Path(meco_jax.__file__).parent / "pretrained.npz"
 KERNEL = "variables/params/decision/Dense_0/kernel"
-CONFIG = TrainConfig(num_channels=100, batch_size=50, epochs=1, hidden=(8, 8))
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "raw.npz"
-    save_policy(path, train(table1(3), key=jax.random.key(0), config=CONFIG)[0])
+    save_policy(path, untrained_policy(3))
     return path
 
 
@@ -264,6 +263,8 @@ def test_a_run_that_cannot_be_read_says_what_to_delete(tmp_path, monkeypatch):
         load_some(folder)
     # Another program saved the same.
     record.write_bytes(b'\xef\xbb\xbf{\r\n"x":1.0,"precision":"float32"}\r\n')
+    assert load_some(folder) == 3
+    record.write_text('{"x": 1}')  # an older version, which ran in float32 alone
     assert load_some(folder) == 3
     record.unlink()
     with pytest.raises(DamagedRunError, match=f"settings.json is missing; {remedy}"):

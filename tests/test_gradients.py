@@ -96,8 +96,13 @@ def test_sampled_gradient_is_unbiased(case):
     np.testing.assert_allclose(sampled, expected, atol=0.03 * float(jnp.max(jnp.abs(expected))))
 
 
+def test_every_estimator_says_where_it_is_from():
+    for name, estimator in GRADIENTS.items():
+        assert "Source: " in getattr(estimator, "func", estimator).__doc__, name
+
+
 @pytest.mark.parametrize("name", sorted(GRADIENTS))
-def test_every_way_is_finite_and_leaves_fixed_devices_alone(name, rng):
+def test_every_estimator_is_finite_and_leaves_fixed_devices_alone(name, rng):
     for k, slot in ((1, 0.3), (5, 0.3), (5, 1.5)):
         system, h, _ = random_case(rng, k, slot=slot, log_base=10.0)
         case = make_case(system, h.at[0].set(0.0))

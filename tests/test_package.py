@@ -9,9 +9,8 @@ PACKAGE = Path(meco_jax.__file__).parent
 ORDER = (
     "files", "settings", "checks", "twofold", "derivatives", "units", "describe", "system",
     "solution", "arguments", "uplink", "duals", "allocation", "schemes", "optimal", "search",
-    "network", "policy", "checkpoint", "store",
-    "gradients", "training", "policy_training", "sweep", "solver", "warmup", "evaluation",
-    "figures",
+    "network", "policy", "checkpoint", "store", "loop", "gradients", "training",
+    "policy_training", "sweep", "solver", "warmup", "evaluation", "figures",
 )
 # fmt: on
 
@@ -32,6 +31,11 @@ def test_imports_go_one_way():
     assert {path.stem for path in PACKAGE.glob("*.py")} == {*ORDER, "__init__"}
     for place, module in enumerate(ORDER):
         assert imported(module) <= set(ORDER[:place]), module
+
+
+def test_tests_import_no_tests():
+    for path in Path(__file__).parent.glob("*.py"):
+        assert not re.search(r"^(from|import) test_", path.read_text(), re.MULTILINE), path
 
 
 def test_public_names():
@@ -69,6 +73,12 @@ def test_references_to_the_theory():
     assert set(cited("", " ".join(theory.split()))) <= {0, *sections}
     code = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py"))
     assert set(re.findall(r"`(\w+)`", theory)) <= set(re.findall(r"\w+", code))
+    root = Path(__file__).parent.parent
+    recipes = (root / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in root.glob("*/*.py"))
+    named = re.findall(r"`(\w+)`", recipes.partition("## Style")[0])
+    assert set(named) <= {*re.findall(r"\w+", code + tests), "mypy"}
+    assert set(cited("", " ".join(recipes.split()))) <= {0, *sections}
     everywhere = []
     for path, text in texts():
         assert "math" + " note" not in text.lower(), path  # what the theory was called before

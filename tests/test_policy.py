@@ -23,6 +23,7 @@ from meco_jax import (
     table1,
     train_policy,
 )
+from meco_jax.gradients import energy
 from meco_jax.policy import DeviceNetwork, flips, init_params
 from meco_jax.store import OtherRunError
 
@@ -165,10 +166,32 @@ def test_resume_is_bitwise_equal(tmp_path):
         train_policy(1, TINY, **keep)
 
 
+def relaxed(scores, case, key, progress):
+    """An estimator of one function, as the recipe in CONTRIBUTING.md has it."""
+    ratio = jnp.where(case.free, jax.nn.sigmoid(scores), case.forced.astype(scores.dtype))
+    return energy(ratio, case)
+
+
+def test_an_own_estimator_trains_and_is_known_by_its_name(tmp_path):
+    config = TINY.replace(gradient=relaxed, batches=((8, 6),), epochs=1, learning_rate=1e-2)
+    trained, history = train_policy(0, config, folder=tmp_path)
+    assert np.isfinite(history["loss"]).all()
+    start = init_params(config.network, jax.random.split(jax.random.key(0))[0])
+    moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), trained.params, start)
+    assert max(jax.tree.leaves(moved)) > 0
+    with pytest.raises(OtherRunError, match=r"gradient must be test_policy\.relaxed to go on"):
+        train_policy(0, config.replace(gradient="relaxed"), folder=tmp_path)
+    for unnamed in (lambda *at: relaxed(*at), partial(relaxed)):
+        with pytest.raises(ValueError, match="or a function with one, to be kept in a folder; got"):
+            train_policy(0, config.replace(gradient=unnamed), folder=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"gradient": "magic"}, r"config.gradient must be one of .*; got 'magic'"),
+        ({"gradient": 3}, r"config.gradient must be one of .*, or a hashable function .*; got 3"),
+        ({"gradient": lambda scores, *_: scores}, r"must return one loss, .*; got shape \(6,\)"),
         ({"learning_rate": -1.0}, r"config.learning_rate must be finite and at least 0; got -1"),
         ({"epochs": 0}, r"config.epochs must be at least 1; got 0"),
         ({"batches": ((8, 0),)}, r"config.batches must be pairs of at least 1; got"),

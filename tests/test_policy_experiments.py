@@ -5,8 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from cases import inside, one_line
-from test_experiments import read, run
+from cases import inside, one_line, read_results, run
 
 from meco_jax import GeneralPolicy, load_policy, solve, table1
 
@@ -67,7 +66,7 @@ def test_gradients_compares_and_goes_on(tmp_path):
             "--log_bases=10", "--batch_size=8", f"--output_dir={tmp_path}")  # fmt: skip
     result = run(*tiny, script="gradients")
     assert result.returncode == 0, result.stderr
-    rows = read(tmp_path)
+    rows = read_results(tmp_path)
     assert [row["method"] for row in rows] == ["sign", "exact"]
     assert all(0 <= float(row["gap_mean"]) <= float(row["gap_worst"]) for row in rows)
     history = (tmp_path / "history.csv").read_text().splitlines()

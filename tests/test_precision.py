@@ -9,8 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import quick_environment
-from test_experiments import run
+from cases import quick_environment, run
 
 from meco_jax import pretrained, schemes, system
 from meco_jax.optimal import STAGES, optimal

@@ -18,9 +18,10 @@ from cases import ROOT, TINY, fresh_flags, inside, one_line
 
 from meco_jax import TrainConfig, figures, make_grid
 from meco_jax.files import json_text
+from meco_jax.loop import whole_chunk
 from meco_jax.policy_training import PolicyConfig, check_policy_config
 from meco_jax.store import OtherRunError
-from meco_jax.training import check_config, whole_chunk
+from meco_jax.training import check_config
 
 FIGURES = ROOT / "experiments" / "figures"
 

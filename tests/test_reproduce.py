@@ -10,7 +10,7 @@ import render_results
 import reproduce
 import result_tables
 import result_values
-from test_experiments import ROOT, run
+from cases import ROOT, run
 
 FIGURES = ROOT / "experiments" / "figures"
 TEMPLATES = ROOT / "experiments" / "templates"

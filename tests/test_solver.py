@@ -2,18 +2,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import check_solution, random_case, stack
+from cases import check_solution, random_case, stack, untrained_policy
 
 import meco_jax
-from meco_jax import TrainConfig, pad_devices, sample_channels, solve, table1, train
+from meco_jax import pad_devices, sample_channels, solve, table1
 
 METHODS = ("mcos", "mcos_partial", "pcos", "optimal", "bcos")
-TINY = TrainConfig(num_channels=200, batch_size=100, epochs=2, chunk_epochs=1, hidden=(16, 8))
 
 
 @pytest.fixture(scope="module")
 def policy():
-    return train(table1(5), key=jax.random.key(0), config=TINY)[0]
+    return untrained_policy(5)
 
 
 def arguments(method, policy):

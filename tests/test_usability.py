@@ -112,7 +112,7 @@ def test_reprs_tell_what_matters():
         text.split()
     )
     assert len(text) < 1000
-    history = meco_jax.training.History(step=np.arange(400), gap=np.ones(400))
+    history = meco_jax.loop.History(step=np.arange(400), gap=np.ones(400))
     assert len(repr(history)) < 100
     assert jax.tree.map(len, history) == {"step": 400, "gap": 400}
 
