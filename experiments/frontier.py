@@ -39,10 +39,10 @@ from meco_jax import (
 )
 from meco_jax import system as sy
 from meco_jax.allocation import Link, allocate, finish, link, priced_cost, relax, set_energy
+from meco_jax.batching import map_channels
 from meco_jax.checkpoint import shipped
 from meco_jax.optimal import STAGES, Stage, optimal, search
 from meco_jax.schemes import repair
-from meco_jax.solver import map_channels
 from meco_jax.system import table1
 
 FLAGS = flags.FLAGS

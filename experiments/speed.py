@@ -20,7 +20,8 @@ from absl import flags
 
 from meco_jax import make_grid, optimal, pad_devices, sample_channels, solve, train, train_grid
 from meco_jax.allocation import Grid, link, price_grid, relax, set_energy
-from meco_jax.solver import DEVICE_MULTIPLE, Method
+from meco_jax.batching import DEVICE_MULTIPLE
+from meco_jax.solver import Method
 from meco_jax.system import check_system, forced, table1
 
 FLAGS = flags.FLAGS

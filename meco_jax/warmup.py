@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from meco_jax import optimal, solver
+from meco_jax import batching, optimal, solver
 from meco_jax import system as sy
 from meco_jax.checks import integer, refuse
 from meco_jax.network import Policy
@@ -84,9 +84,9 @@ def _calls(
     if 1 in channels:
         for number in devices:  # a padded answer is cut to each K by a small program of its own
             yield f"{method}, {number} devices, one channel", call(number)
-    multiple = 1 if isinstance(policy, Policy) else solver.DEVICE_MULTIPLE
+    multiple = 1 if isinstance(policy, Policy) else batching.DEVICE_MULTIPLE
     for number in sorted({-(-number // multiple) * multiple for number in devices}):
-        for size in _blocks(channels, solver.BLOCKS):
+        for size in _blocks(channels, batching.BLOCKS):
             if size == 1:
                 continue  # the program of one channel
             yield f"{method}, {number} devices, {size} channels", call(size, number)
@@ -97,12 +97,12 @@ def _calls(
 def _later_calls(number: int, sizes: Sequence[int]) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Name and make the calls of what follows the first stage of the optimum."""
     h, system = np.full((1, number), 1e-3), sy.check_system(sy.table1(number))
-    rows = solver._Rows(sy.check_channels(h, number), system, 1)
+    rows = batching.Rows(sy.check_channels(h, number), system, 1)
     for place, stage in enumerate(optimal.STAGES[1:], 2):
         for size in sizes:
             name = f"optimal, {number} devices, {size} channels, stage {place}"
             repeated = np.zeros(size, int)
-            yield name, partial(rows.solve, repeated, None, "optimal", stage)
+            yield name, partial(rows.run, solver.later_stage(stage), repeated, solver.FEW)
     gains, one = rows.take(np.array(0))
 
     def search() -> Any:
@@ -114,7 +114,7 @@ def _later_calls(number: int, sizes: Sequence[int]) -> Iterator[tuple[str, Calla
 
 def _blocks(channels: Sequence[int], sizes: tuple[int, ...]) -> list[int]:
     """Return the sizes into which the solver cuts these numbers of channels."""
-    return sorted({solver.block_size(number, sizes) for number in channels})
+    return sorted({batching.block_size(number, sizes) for number in channels})
 
 
 def _sizes(name: str, sizes: Sizes) -> Sequence[int]:

@@ -9,8 +9,8 @@ PACKAGE = Path(meco_jax.__file__).parent
 ORDER = (
     "files", "settings", "checks", "twofold", "derivatives", "units", "describe", "system",
     "arguments", "allocation", "schemes", "optimal", "network", "policy", "checkpoint", "store",
-    "gradients", "training", "policy_training", "sweep", "solver", "warmup", "evaluation",
-    "figures",
+    "gradients", "training", "policy_training", "sweep", "batching", "solver", "warmup",
+    "evaluation", "figures",
 )
 # fmt: on
 

@@ -118,7 +118,7 @@ def test_chunks_change_nothing(method, policy, key, monkeypatch):
     h = sample_channels(key, table1(5), 11)
     keywords = arguments(method, policy)
     whole = solve(h, system, **keywords)
-    monkeypatch.setattr(meco_jax.solver, "CHUNK_BYTES", 300_000)  # four channels at once
+    monkeypatch.setattr(meco_jax.batching, "CHUNK_BYTES", 300_000)  # four channels at once
     meco_jax.solver._solve.clear_cache()
     chunked = solve(h, system, **keywords)
     jax.tree.map(
@@ -158,7 +158,7 @@ def test_blocks_change_nothing(key, monkeypatch):
     system = table1(5)
     h = sample_channels(key, system, 7)
     whole = solve(h, system, method="optimal")
-    monkeypatch.setattr(meco_jax.solver, "BLOCKS", (2,))
+    monkeypatch.setattr(meco_jax.batching, "BLOCKS", (2,))
     blocks = solve(h, system, method="optimal")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), blocks, whole)
 

@@ -20,7 +20,18 @@ import pytest
 import scipy.io
 
 import meco_jax
-from meco_jax import Solution, System, describe, optimal, solve, solver, table1, units, warmup
+from meco_jax import (
+    Solution,
+    System,
+    batching,
+    describe,
+    optimal,
+    solve,
+    solver,
+    table1,
+    units,
+    warmup,
+)
 from meco_jax.network import Network, init_variables
 
 PACKAGE = Path(meco_jax.__file__).parent
@@ -182,7 +193,9 @@ def test_energy_per_device_of_a_network_and_of_foreign_schemes():
         known = meco_jax.mcos(system, h)
         return Solution(**{**vars(known), "energy_per_device": None})
 
-    run = jax.jit(lambda system, h: (solver._checked(foreign)(system, h), meco_jax.mcos(system, h)))
+    run = jax.jit(
+        lambda system, h: (batching.checked_solutions(foreign)(system, h), meco_jax.mcos(system, h))
+    )
     for slot in (2.0, 1e-3):
         filled, known = run(meco_jax.system.check_system(system.replace(slot=slot)), h)
         assert bool(known.feasible) == (slot == 2.0)
@@ -335,7 +348,7 @@ def test_warming_up_includes_what_the_optimum_may_need(compiled, rng, monkeypatc
 
 
 def test_warming_up_knows_its_sizes():
-    blocks, few = solver.BLOCKS, solver.FEW
+    blocks, few = batching.BLOCKS, solver.FEW
     for number, size in ((1, 1), (2, 8), (40, 64), (100, 64), (520, 64), (1000, 512), (8192, 512)):
         assert warmup._blocks([number], blocks) == [size]
     assert warmup._blocks(range(1, 101), blocks) == [1, 8, 64]
