@@ -19,7 +19,7 @@ from meco_jax import batching, optimal, schemes
 from meco_jax import system as sy
 from meco_jax.allocation import Solution
 from meco_jax.arguments import batch_shape, check_call, check_decision
-from meco_jax.batching import Program, Rows, checked_solutions, invalidate, map_channels, run_one
+from meco_jax.batching import Program, Rows, invalidate, map_checked, run_one
 from meco_jax.checkpoint import pretrained
 from meco_jax.checks import inside_trace, integer, is_traced, one_number, real, refuse, require
 from meco_jax.network import Policy
@@ -30,7 +30,8 @@ from meco_jax.system import ArrayLike, System
 MOST_PROGRAMS = 64  # that are kept; called again, the others are compiled again
 FEW = batching.BLOCKS[:3]  # of the later stages of the optimum
 Method = Literal["bcos", "mcos", "mcos_partial", "optimal", "pcos"]
-METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
+Scheme = Callable[[System, jax.Array], Solution]  # of one channel
+METHODS: dict[str, Scheme] = {
     "mcos": schemes.mcos,
     "mcos_partial": schemes.mcos_partial,
     "pcos": schemes.pcos,
@@ -42,7 +43,7 @@ METHODS: dict[str, Callable[[System, jax.Array], Solution]] = {
 def solve(
     h: ArrayLike,
     system: System | None = None,
-    method: Method = "bcos",
+    method: Method | Scheme = "bcos",
     policy: Policy | GeneralPolicy | None = None,
     tolerance: float = 1e-4,
     effort: int = 4,
@@ -62,9 +63,14 @@ def solve(
             "mcos" or "mcos_partial", no more offloading than the deadline asks for;
             "pcos", the optimum if tasks could be split; "optimal", the optimum with a proof:
             ``lower_bound`` comes within ``tolerance`` of the energy. Under ``jax.jit`` only
-            the first stage runs, and ``lower_bound`` says what it proves.
-        policy: for "bcos", from ``meco_jax.train`` or ``train_policy``; by default the one that
-            is shipped, which serves any system.
+            the first stage runs, and ``lower_bound`` says what it proves. Or a scheme of your
+            own, ``method(system, h) -> Solution`` of one channel: gains ``[K]``, fields as
+            ``System`` has them, padding devices with ``system.active`` False and gains 0 among
+            them. It is compiled once per size and function, which must be hashable; a lambda
+            made anew per call is compiled anew, and numbers that it closes over stay as they
+            were. What it returns is believed; ``energy_per_device`` may be left out.
+        policy: for "bcos" alone, from ``meco_jax.train`` or ``train_policy``; by default the one
+            that is shipped, which serves any system.
         tolerance: relative gap up to which "optimal" goes on looking [-].
         effort: of a general policy, 0-12: n compares the 2^n sets that differ in the n least
             certain devices; 0 is the fastest.
@@ -78,14 +84,11 @@ def solve(
 
     Raises:
         ValueError: eagerly, if a value is out of range; at any time, if a shape is wrong, the
-            method is unknown, or the policy was trained for another K. Under
+            method is unknown, or the policy was trained for another K or is not used; if your
+            own method is not hashable or returns no ``Solution`` of one channel. Under
             ``jax.jit`` values out of range give ``feasible`` False and NaN energy.
     """
-    if method not in (*METHODS, "bcos"):
-        known = ", ".join(sorted((*METHODS, "bcos")))
-        raise refuse("method", f"one of {known}", method)
-    if not isinstance(policy, (Policy, GeneralPolicy, type(None))):
-        raise refuse("policy", "trained or from meco_jax.load_policy", policy)
+    _check_method(method, policy)
     effort = integer("effort", effort, 0, LARGEST_EFFORT)
     max_nodes = integer("max_nodes", max_nodes, low=0)
     require("tolerance", one_number("tolerance", tolerance), 0.0, included=False)
@@ -101,7 +104,11 @@ def solve(
     batch = batch_shape(system, h)
     effort = effort if isinstance(own, GeneralPolicy) else 0
     if _is_recorded(h, system, own):
-        return _solve(h, system, own, method, effort=effort)
+        # A function may close over what is being recorded: no program of its own may keep that.
+        solve_all: Any = _solve
+        if callable(method) and inside_trace():
+            solve_all = solve_all.__wrapped__
+        return solve_all(h, system, own, method, effort=effort)
     if _stays_on_device(h, method) or 0 in batch:
         return _program(own, method, optimal.ONLY_STAGE, effort)(h, system)
     multiple = 1 if isinstance(own, Policy) else batching.DEVICE_MULTIPLE
@@ -115,6 +122,27 @@ def solve(
     if method == "optimal":
         _escalate(rows, found, tolerance, max_nodes)
     return rows.unpack(found)
+
+
+def _check_method(method: Any, policy: Any) -> None:
+    """Raise a ValueError unless there is such a method, and the policy is one that it uses."""
+    if callable(method):
+        try:
+            hash(method)
+        except TypeError:
+            raise refuse("method", "hashable: it is compiled once", method) from None
+    elif not isinstance(method, str) or method not in (*METHODS, "bcos"):
+        known = ", ".join(sorted((*METHODS, "bcos")))
+        raise refuse("method", f"one of {known}, or a function of a system and gains", method)
+    if not isinstance(policy, (Policy, GeneralPolicy, type(None))):
+        raise refuse("policy", "trained or from meco_jax.load_policy", policy)
+    if policy is not None and method != "bcos":
+        raise refuse("policy", f"None for method {name_of(method)!r}, which uses none", policy)
+
+
+def name_of(method: Method | Scheme) -> str:
+    """Return the name of a method or of a function."""
+    return method if isinstance(method, str) else getattr(method, "__name__", repr(method))
 
 
 def mcos(system: System, h: ArrayLike) -> Solution:
@@ -188,7 +216,7 @@ def _map_decisions(
         decided = function(system, h, jnp.where(valid, offload, 0.0))
         return invalidate(decided, valid, system.active)
 
-    return map_channels(checked_solutions(checked), system, h, offload)
+    return map_checked(checked, "function", system, h, offload)
 
 
 def _default_system(h: ArrayLike, policy: Policy | GeneralPolicy | None) -> System:
@@ -211,23 +239,26 @@ def _solve(
     h: jax.Array,
     system: System,
     policy: Policy | GeneralPolicy | None,
-    method: str,
+    method: str | Scheme,
     stage: optimal.Stage = optimal.ONLY_STAGE,
     effort: int = 0,
 ) -> Solution:
     """Solve channels of any batch shape, each with its own system where fields are batched."""
     if isinstance(policy, GeneralPolicy):
-        return map_channels(checked_solutions(partial(policy.decide, effort=effort)), system, h)
+        return map_checked(partial(policy.decide, effort=effort), "policy", system, h)
     if policy is not None:
-        return map_channels(checked_solutions(schemes.repair), system, h, policy.outputs(h).offload)
-    function = METHODS[method]
+        return map_checked(schemes.repair, "policy", system, h, policy.outputs(h).offload)
+    function = METHODS[method] if isinstance(method, str) else method
     if function is optimal.optimal:
         function = partial(optimal.optimal, stage=stage)
-    return map_channels(checked_solutions(function), system, h)
+    return map_checked(function, "method", system, h)
 
 
 def _program(
-    policy: Policy | GeneralPolicy | None, method: str, stage: optimal.Stage, effort: int = 0
+    policy: Policy | GeneralPolicy | None,
+    method: str | Scheme,
+    stage: optimal.Stage,
+    effort: int = 0,
 ) -> Program:
     """Return ``_solve`` of gains and systems, which lets go of all programs before too many."""
 
@@ -281,7 +312,7 @@ def _escalate(rows: Rows, best: Solution, tolerance: float, max_nodes: int) -> N
         put(np.array([place]), known)
 
 
-def _stays_on_device(h: jax.Array, method: str) -> bool:
+def _stays_on_device(h: jax.Array, method: str | Scheme) -> bool:
     """Whether moving gains to the host and back costs more than a program for their shape."""
     return isinstance(h, jax.Array) and jax.default_backend() != "cpu" and method != "optimal"
 

@@ -194,7 +194,10 @@ def test_energy_per_device_of_a_network_and_of_foreign_schemes():
         return Solution(**{**vars(known), "energy_per_device": None})
 
     run = jax.jit(
-        lambda system, h: (batching.checked_solutions(foreign)(system, h), meco_jax.mcos(system, h))
+        lambda system, h: (
+            batching.checked_solutions(foreign, "method")(system, h),
+            meco_jax.mcos(system, h),
+        )
     )
     for slot in (2.0, 1e-3):
         filled, known = run(meco_jax.system.check_system(system.replace(slot=slot)), h)
@@ -264,6 +267,7 @@ h = np.sqrt(meco_jax.from_db(np.full((4, 3), -60.0)))
 solution = meco_jax.solve(h, system.replace(slot=1.0), method="optimal")
 energies: jax.Array = solution.energy_per_device[0] * system.num_devices
 meco_jax.warm_up(3, method=["bcos", "pcos"], batch=[1, 8])
+meco_jax.solve(h, system, method=lambda system, h: solution)
 """
 ERRORS = """
 meco_jax.solve(h, method="optimum")
