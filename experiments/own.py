@@ -147,8 +147,8 @@ def _load(text: str) -> tuple[str, Scheme, ModuleType]:
         _refuse(text, error)
     function = getattr(module, name, None)
     if not callable(function):
-        rule = f"must have a function {name}; got {'none' if function is None else function!r}"
-        common.stop(f"--scheme={text}: {module.__file__} {rule}")
+        got = "none" if function is None else repr(function)
+        common.stop(f"--scheme={text}: {module.__file__} must have a function {name}; got {got}")
     return name, function, module
 
 

@@ -19,6 +19,7 @@ from meco_jax import system as sy
 from meco_jax.allocation import Solution
 from meco_jax.arguments import RANKS, batch_shape, check_batch, check_call
 from meco_jax.checks import as_floats, real, refuse
+from meco_jax.settings import moves_data
 from meco_jax.system import ArrayLike, System
 
 CHUNK_BYTES = 2**29  # working memory of a batch
@@ -29,6 +30,7 @@ Program = Callable[[Any, System], Solution]
 """Solves channels and their systems, of one size: a program that JAX has compiled."""
 
 
+@moves_data
 def map_channels(function: Callable[..., Solution], system: System, *arrays: ArrayLike) -> Solution:
     """Map a scheme written for one channel over batches of channels and systems.
 

@@ -245,10 +245,12 @@ def test_a_function_is_a_method_like_the_named_ones(rng):
     slots = rng.uniform(0.1, 1.0, 9).astype(np.float32)
     system = table1(3, seed=2)
     h = rng.rayleigh(1e-3, (9, 3)).astype(np.float32)
+    warm = meco_jax.warm_up([3], [9], equal_times)
+    assert list(warm) == ["equal_times, 8 devices, 8 channels"]
+    programs = meco_jax.solver._solve._cache_size()
     found = solve(h, system.replace(slot=slots), method=equal_times)
     assert 0 < np.sum(found.feasible) < 9
     check_solution(system.replace(slot=slots), h, found)  # energies per device are filled in
-    programs = meco_jax.solver._solve._cache_size()
     again = solve(h[:9:2], system.replace(slot=slots[:9:2]), method=equal_times)
     np.testing.assert_array_equal(again.energy, found.energy[:9:2])
     assert meco_jax.solver._solve._cache_size() == programs
