@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -36,6 +37,7 @@ FLAGS = flags.FLAGS
 WORDS = ("scheme", "method", "family", "script", "quantity")  # columns that are no numbers
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_FOLDER = (errno.EEXIST, errno.ENOTDIR)
+MOST_VALUES = 10_000  # in a range of a list flag
 MOST = 2**31 - 1  # of an integer: seeds beyond int32 would become others
 
 
@@ -50,9 +52,9 @@ def define_flags() -> None:
 
 
 def integers(name: str, low: int, different: bool = True) -> list[int]:
-    """Read a list flag as integers of at least ``low``, or stop with a clear line."""
+    """Read a list flag, see ``_listed``, as integers of at least ``low``, or stop with a line."""
     try:
-        values = [int(text) for text in FLAGS[name].value or []]
+        values = [int(text) for text in _listed(name)]
     except ValueError:
         values = []
     alike = different and len(set(values)) < len(values)
@@ -63,18 +65,39 @@ def integers(name: str, low: int, different: bool = True) -> list[int]:
 
 
 def numbers(name: str, above: float) -> list[float]:
-    """Read a list flag as numbers above a limit, "e" among them, or stop with a clear line.
+    """Read a list flag, see ``_listed``, as numbers above a limit, or stop with a clear line.
 
-    They must differ as csv and file names show them.
+    "e" is a number too. They must differ as csv and file names show them.
     """
     try:
-        values = [math.e if text == "e" else float(text) for text in FLAGS[name].value or []]
+        values = [math.e if text == "e" else float(text) for text in _listed(name)]
     except ValueError:
         values = []
     alike = len({_cell(value) for value in values}) < len(values)
     if not values or alike or not all(above < value < math.inf for value in values):
         stop(f"--{name} must be different finite numbers above {above:g}{_got(name)}")
     return values
+
+
+def _listed(name: str) -> list[str]:
+    """Read a list flag whose parts may be ranges, "start:stop" or "start:stop:step".
+
+    Both ends are included: "2,4:8:2" is 2, 4, 6, 8.
+    """
+    return [one for text in FLAGS[name].value or [] for one in _range(text)]
+
+
+def _range(text: str) -> list[str]:
+    """Spell out a range; what is none, or has no or too many members, stays as it is."""
+    try:
+        start, stop, *rest = map(Decimal, text.split(":"))  # decimal: 0.1 is a tenth
+        (step,) = rest or (Decimal(1),)
+        number = int((stop - start) / step) + 1
+    except (ArithmeticError, ValueError):
+        return [text]
+    if not step.is_finite() or step < 0 or stop < start or number > MOST_VALUES:
+        return [text]
+    return [f"{start + i * step:f}" for i in range(number)]
 
 
 def names(name: str, known: Sequence[str]) -> list[str]:

@@ -44,11 +44,11 @@ from meco_jax.allocation import (
     relax,
     set_energy,
 )
+from meco_jax.batching import map_channels
 from meco_jax.checkpoint import shipped
 from meco_jax.optimal import STAGES, Stage, optimal
 from meco_jax.schemes import repair
 from meco_jax.search import search
-from meco_jax.solver import map_channels
 from meco_jax.system import table1
 from meco_jax.uplink import Link, link, priced_cost
 
@@ -57,7 +57,7 @@ common.define_flags()
 trainings.define_training_flags()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(trainings)
-flags.DEFINE_list("num_devices", ["14", "20"], "the K to compare at, a panel each")
+flags.DEFINE_list("num_devices", ["14", "20"], "the K to compare at, a panel each; 4:8:2 is 4,6,8")
 flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
 flags.DEFINE_float("log_base", 2.0, "base of the logarithm in (3)", lower_bound=1.001)
 flags.DEFINE_integer("seed", 0, "task seed", lower_bound=0)

@@ -38,7 +38,7 @@ FLAGS = flags.FLAGS
 common.define_flags()
 flags.adopt_module_key_flags(common)
 flags.DEFINE_list("ways", list(GRADIENTS), "the ways to compare")
-flags.DEFINE_list("num_devices", ["8", "14", "20"], "K of the channels")
+flags.DEFINE_list("num_devices", ["8", "14", "20"], "K of the channels; 4:8:2 is 4,6,8")
 flags.DEFINE_list("log_bases", ["2", "10"], "bases of the logarithm in (3)")
 flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
 flags.DEFINE_list("learning_rates", ["1e-3", "3e-3", "1e-2"], "to choose from, a run each")

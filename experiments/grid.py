@@ -23,7 +23,9 @@ trainings.define_sweep_flags()
 trainings.define_training_flags()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(trainings)
-flags.DEFINE_list("num_devices", [str(k) for k in range(4, 21, 2)], "the K of the plane")
+flags.DEFINE_list(
+    "num_devices", [str(k) for k in range(4, 21, 2)], "the K of the plane; 4:8:2 is 4,6,8"
+)
 flags.DEFINE_list("slots", [f"{t / 10:g}" for t in range(3, 17)], "the T of the plane [s]")
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import result_tables
 from absl import flags
 
-from meco_jax import Solution, System, figures, sample_channels, solve, solver, table1
+from meco_jax import Solution, System, batching, figures, sample_channels, solve, solver, table1
 
 FLAGS = flags.FLAGS
 common.define_flags()
@@ -156,8 +156,8 @@ def programs() -> int:
 
 def most_programs() -> int:
     """Bound the programs: sizes of blocks, padded K, stages."""
-    sizes = {solver.block_size(n, solver.BLOCKS) for n in range(1, FLAGS.largest_batch + 1)}
-    devices = -(-FLAGS.most_devices // solver.DEVICE_MULTIPLE)
+    sizes = {batching.block_size(n, batching.BLOCKS) for n in range(1, FLAGS.largest_batch + 1)}
+    devices = -(-FLAGS.most_devices // batching.DEVICE_MULTIPLE)
     later = 2 * len(solver.FEW)  # the optimum's
     return devices * (len(sizes) * len(FLAGS.methods) + later * ("optimal" in FLAGS.methods))
 

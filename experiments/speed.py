@@ -20,8 +20,9 @@ from absl import flags
 
 from meco_jax import make_grid, optimal, pad_devices, sample_channels, solve, train, train_grid
 from meco_jax.allocation import relax, set_energy
+from meco_jax.batching import DEVICE_MULTIPLE
 from meco_jax.duals import Grid, price_grid
-from meco_jax.solver import DEVICE_MULTIPLE, Method
+from meco_jax.solver import Method
 from meco_jax.system import check_system, forced, table1
 from meco_jax.uplink import link
 

@@ -18,7 +18,9 @@ trainings.define_sweep_flags()
 trainings.define_training_flags()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(trainings)
-flags.DEFINE_list("num_devices", [str(k) for k in range(4, 21, 2)], "the K to sweep")
+flags.DEFINE_list(
+    "num_devices", [str(k) for k in range(4, 21, 2)], "the K to sweep; 4:8:2 is 4,6,8"
+)
 flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
 
 

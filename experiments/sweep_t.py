@@ -19,7 +19,11 @@ trainings.define_training_flags()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(trainings)
 flags.DEFINE_integer("num_devices", 14, "K", lower_bound=1)
-flags.DEFINE_list("slots", [f"{t / 10:g}" for t in range(3, 17)], "the T to sweep [s]")
+flags.DEFINE_list(
+    "slots",
+    [f"{t / 10:g}" for t in range(3, 17)],
+    "the T to sweep [s]; 0.3:0.5:0.1 is 0.3,0.4,0.5",
+)
 
 
 def main(argv: list[str]) -> None:

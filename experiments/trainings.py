@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import common
 import jax
 import numpy as np
+import own
 from absl import flags
 
 from meco_jax import (
@@ -28,6 +29,7 @@ from meco_jax import (
 from meco_jax.evaluation import Outcome, summarise
 from meco_jax.loop import History
 from meco_jax.network import SLOPES
+from meco_jax.solver import Scheme
 from meco_jax.store import OtherRunError
 from meco_jax.sweep import Lanes, gather, share, take_lane
 from meco_jax.training import check_config
@@ -46,7 +48,9 @@ OWN = {  # settings that the two trainings have apart
 
 
 def define_sweep_flags() -> None:
-    """Define what every sweep of trainings has: seeds, test channels, lanes."""
+    """Define what every sweep of trainings has: seeds, test channels, lanes, what is your own."""
+    own.define_flags()
+    flags.adopt_module_key_flags(own)
     flags.DEFINE_list("seeds", ["0"], "task seeds, comma separated; one training each and scheme")
     flags.DEFINE_bool("plot_only", False, "train nothing, draw again from --output_dir's csv")
     flags.DEFINE_integer("test_channels", 2000, "fresh channels to evaluate on", lower_bound=2)
@@ -137,7 +141,8 @@ def run(
     The same command goes on where it was cut off.
 
     Args:
-        axes: of the grid, see ``meco_jax.make_grid``; its "seed" is --seeds.
+        axes: of the grid, see ``meco_jax.make_grid``; its "seed" is --seeds, and ``own.axes``
+            are added.
         draw: draws the experiment's own figure from the tables in the folder.
         write: writes the experiment's own tables, besides results.csv.
     """
@@ -147,11 +152,14 @@ def run(
     connect()
     configs = train_configs()
     try:
-        lanes = make_grid({**axes, "seed": common.integers("seeds", low=0)})
+        seeds = common.integers("seeds", low=0)
+        lanes = make_grid({**axes, "seed": seeds, **own.axes()}, own.system())
     except ValueError as error:
         common.stop(common.as_flags(error))
+    schemes = own.schemes(lanes)
     folder = common.prepare(resumes=True)
-    policies, histories, outcomes = train_and_evaluate(lanes, configs, folder)
+    own.keep_rows(folder / "results.csv", schemes)
+    policies, histories, outcomes = train_and_evaluate(lanes, configs, folder, schemes)
     if jax.process_index() > 0:
         return
     results = Results(lanes, summarise(outcomes, lanes), outcomes, histories)
@@ -179,13 +187,16 @@ def connect() -> None:
 
 
 def train_and_evaluate(
-    lanes: Lanes, configs: dict[str, TrainConfig], folder: Path
+    lanes: Lanes,
+    configs: dict[str, TrainConfig],
+    folder: Path,
+    schemes: Mapping[str, Scheme],
 ) -> tuple[dict[str, Policy], dict[str, History], dict[str, Outcome]]:
-    """Train BCOS, then PCOS, and evaluate all schemes, in all lanes.
+    """Train BCOS, then PCOS, and evaluate all schemes, your own too, in all lanes.
 
     Each process does its share; all return the policies, histories and outcomes of all lanes.
     """
-    number, own, count = len(lanes.points), share(lanes), jax.process_count()
+    number, mine, count = len(lanes.points), share(lanes), jax.process_count()
     print(f"training {number} lanes on {jax.device_count()} x {jax.devices()[0]}", flush=True)
     policies, histories = {}, {}
     total = sum(WORK[scheme] * config.epochs for scheme, config in configs.items())
@@ -195,14 +206,14 @@ def train_and_evaluate(
             place = folder / "checkpoints" / scheme
             try:
                 policies[scheme], histories[scheme] = train_grid(
-                    own, config, batch_size=FLAGS.lane_batch, report=show,
+                    mine, config, batch_size=FLAGS.lane_batch, report=show,
                     folder=place / f"process_{jax.process_index()}" if count > 1 else place,
                     save_seconds=FLAGS.save_seconds,
                 )  # fmt: skip
             except OtherRunError as error:
                 common.other_run(error, PREFIX[scheme])
             bar.skip(WORK[scheme] * config.epochs - show.done)
-    outcomes = evaluate_grid(policies, own, FLAGS.test_channels, FLAGS.lane_batch)
+    outcomes = evaluate_grid(policies, mine, FLAGS.test_channels, FLAGS.lane_batch, schemes)
     policies, gathered = (gather(tree, number) for tree in (policies, outcomes))
     outcomes = {name: gathered[name] for name in outcomes}  # in the same order
     for history in histories.values():
@@ -309,7 +320,7 @@ def sweep_energy(axes: Mapping[str, Sequence[float]], axis: str, name: str) -> N
             print(f"{scheme:<19}" + "".join(f"{value:10.4f}" for value in values.mean(axis=0)))
         kept = figures.by_scheme(rows, axis, "feasible_fraction")
         print("C1-C5 kept [%], by the answers of these energies")
-        for scheme in [name for name in figures.RAW if name in kept]:
+        for scheme in figures.judged(kept):
             shares = 100 * kept[scheme].mean(axis=0)
             print(f"{scheme:<19}" + "".join(f"{share:10.1f}" for share in shares))
 

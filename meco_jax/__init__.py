@@ -4,6 +4,7 @@
 the paper's policy. Units are SI; see ``meco_jax.system`` for the symbols.
 """
 
+from meco_jax.batching import map_channels
 from meco_jax.checkpoint import load_policy, pretrained, save_policy
 from meco_jax.evaluation import evaluate_grid
 from meco_jax.network import Policy
@@ -30,6 +31,7 @@ __all__ = [
     "from_dbm",
     "load_policy",
     "make_grid",
+    "map_channels",
     "mcos",
     "mcos_partial",
     "pad_devices",

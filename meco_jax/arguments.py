@@ -52,7 +52,8 @@ def check_decision(offload: ArrayLike, system: System, h: jax.Array) -> jax.Arra
 
 def _batch_shapes(system: System, *arrays: jax.Array) -> dict[str, tuple[int, ...]]:
     """Name the batch axes that gains, decisions and fields bring along."""
-    shapes = {name: array.shape[:-1] for name, array in zip(("h", "offload"), arrays)}
+    names = "h", "offload", *(f"arrays[{i}]" for i in range(2, len(arrays)))
+    shapes = {name: array.shape[:-1] for name, array in zip(names, arrays)}
     for name, rank in RANKS.items():
         shape = np.shape(getattr(system, name))
         shapes[f"system.{name}"] = shape[: max(len(shape) - rank, 0)]

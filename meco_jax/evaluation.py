@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,17 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meco_jax import schemes
+from meco_jax import schemes as ours
 from meco_jax import system as sy
-from meco_jax.checks import outside_traces
+from meco_jax.checks import outside_traces, refuse
 from meco_jax.describe import short_repr
 from meco_jax.network import Policy
 from meco_jax.settings import moves_data
 from meco_jax.solution import Solution
-from meco_jax.solver import solve
+from meco_jax.solver import Scheme, solve
 from meco_jax.sweep import Groups, Lanes, lane_key, map_groups
 from meco_jax.system import System
 from meco_jax.uplink import FIT_TOLERANCE
+
+NAMES = (
+    "mcos", "mcos_partial", "pcos", "pcos_learned", "bcos_raw", "bcos", "optimal", "lower_bound",
+)  # fmt: skip
 
 
 @short_repr
@@ -35,7 +40,11 @@ class Outcome(NamedTuple):
 
 @moves_data
 def evaluate_grid(
-    policies: dict[str, Policy], lanes: Lanes, num_channels: int, batch_size: int | None = None
+    policies: dict[str, Policy],
+    lanes: Lanes,
+    num_channels: int,
+    batch_size: int | None = None,
+    schemes: Mapping[str, Scheme] | None = None,
 ) -> dict[str, Outcome]:
     """Run every scheme on the same fresh channels of each lane.
 
@@ -44,20 +53,32 @@ def evaluate_grid(
         lanes: from ``make_grid``.
         num_channels: N, channels a lane.
         batch_size: lanes that run at once; by default one a device on a CPU, elsewhere 16.
+        schemes: your own by name, functions of one channel as ``solve`` takes them.
 
     Returns:
         Outcomes of "mcos", "mcos_partial", "pcos" (optimal), "pcos_learned", "bcos_raw" (the
-        network's own output), "bcos" (its decision made feasible) and "optimal", certified.
+        network's own output), "bcos" (its decision made feasible) and "optimal", certified, and
+        of your own.
+
+    Raises:
+        ValueError: if one of your own has the name of another, or as ``solve``.
     """
     outside_traces("evaluate_grid", policies, lanes)
+    own = schemes or {}
+    for name in own:
+        if name in NAMES:
+            raise refuse("schemes", f"named otherwise than {', '.join(NAMES)}", name)
     size = batch_size or (1 if jax.default_backend() == "cpu" else 16)
     groups = Groups(len(lanes.points), size)
     evaluate = partial(_evaluate, num_channels=num_channels, size=groups.size)
     h, outcomes = groups.join(groups.run(evaluate, groups.split((policies, lanes.seeds))))
     each = jax.tree.map(lambda leaf: leaf[:, None], lanes.systems)
     optimum = solve(h, each, method="optimal")
-    best = _judge(lanes.systems, h, optimum, outcomes["bcos"].lower_bound)
-    return outcomes | {"optimal": jax.tree.map(np.asarray, best)}
+    found = {"optimal": optimum} | {name: solve(h, each, method=own[name]) for name in own}
+    for name, solution in found.items():
+        judged = _judge(lanes.systems, h, solution, outcomes["bcos"].lower_bound)
+        outcomes[name] = jax.tree.map(np.asarray, judged)
+    return outcomes
 
 
 @partial(jax.jit, static_argnames=("num_channels", "size"))
@@ -68,12 +89,12 @@ def _evaluate(arrays: Any, num_channels: int, size: int) -> tuple[jax.Array, dic
         h = sy.sample_channels(lane_key(seed, "test"), system, num_channels)
         raw = policies["bcos"](h)
         solutions = {
-            "mcos": jax.vmap(partial(schemes.mcos, system))(h),
-            "mcos_partial": jax.vmap(partial(schemes.mcos_partial, system))(h),
-            "pcos": jax.vmap(partial(schemes.pcos, system))(h),
+            "mcos": jax.vmap(partial(ours.mcos, system))(h),
+            "mcos_partial": jax.vmap(partial(ours.mcos_partial, system))(h),
+            "pcos": jax.vmap(partial(ours.pcos, system))(h),
             "pcos_learned": policies["pcos"](h),
             "bcos_raw": raw,
-            "bcos": jax.vmap(partial(schemes.repair, system))(h, raw.offload),
+            "bcos": jax.vmap(partial(ours.repair, system))(h, raw.offload),
         }
         judge = jax.vmap(partial(_outcome, system))
         return h, {name: judge(h, found, raw.lower_bound) for name, found in solutions.items()}

@@ -120,7 +120,8 @@ def energy_figure(rows: Rows, axis: str) -> Figure:
         right.legend(*(part[-2:] for part in right.get_legend_handles_labels()))
         for axes in (left, middle, right):
             axes.set(xlabel=AXES[axis], xticks=x if len(x) < 10 else x[::3])
-        labels = [schemes[n][0] + (_broken(kept[n]) if n in RAW else "") for n in names]
+        breaking = judged(kept)
+        labels = [schemes[n][0] + (_broken(kept[n]) if n in breaking else "") for n in names]
         note = "open markers: mean of all answers, those that break C1-C5 too"
         seeds = _band_text(len(energy[names[0]]))
         figure.legend(
@@ -515,6 +516,16 @@ def _band_text(seeds: int) -> str:
     if seeds == 1:
         return ""
     return "band: the 2 task seeds" if seeds == 2 else f"band: 95 % confidence, {seeds} task seeds"
+
+
+def judged(kept: Mapping[str, np.ndarray]) -> list[str]:
+    """Return the schemes whose answers may break C1-C5: the networks, and others that do.
+
+    Args:
+        kept: by scheme, shares of the answers that keep them ``[S, M]``.
+    """
+    return [name for name, shares in kept.items()
+            if name in RAW or (name not in SCHEMES and not np.all(shares == 1))]  # fmt: skip
 
 
 def _broken(kept: np.ndarray) -> str:

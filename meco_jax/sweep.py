@@ -10,6 +10,7 @@ processes there are. Only lanes that run hold training channels.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -24,7 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from meco_jax import system as sy
-from meco_jax.checks import outside_traces
+from meco_jax.checks import outside_traces, refuse
 from meco_jax.describe import short_repr
 from meco_jax.loop import History, Keep, Metrics, Report, train_loop
 from meco_jax.network import Policy
@@ -57,24 +58,29 @@ class Lanes(NamedTuple):
     systems: System  # [L, ...] leaves, padded to the largest K
     seeds: np.ndarray  # [L] training seeds
     settings: dict[str, np.ndarray]  # numeric fields of TrainConfig that the grid sets, [L]
+    digest: str = ""  # of devices that are not Table 1's
 
     def part(self, which: Sequence[int] | np.ndarray) -> Lanes:
         """Take some of the lanes, by their numbers."""
         take = partial(jax.tree.map, lambda leaf: leaf[np.asarray(which)])
-        return Lanes(tuple(self.points[i] for i in which), *map(take, self[1:]))
+        points = tuple(self.points[i] for i in which)
+        return Lanes(points, take(self.systems), take(self.seeds), take(self.settings), self.digest)
 
 
 @moves_data
-def make_grid(axes: Mapping[str, Sequence[float]]) -> Lanes:
+def make_grid(axes: Mapping[str, Sequence[float]], system: System | None = None) -> Lanes:
     """Make the lanes of a full grid, the last axis fastest.
 
     Args:
         axes: values by name: "num_devices" K (14 by default), "slot" T [s] and any other numeric
             field of ``System``, the same for all devices, any numeric field of ``TrainConfig``,
             "task_seed" and "train_seed", or "seed" for both (0 by default).
+        system: your own devices instead of Table 1's, of which a lane takes the first K; what
+            the axes leave out is as it is here, but for K.
 
     Raises:
-        ValueError: if a name is unknown, an axis is empty, or a value is out of its range.
+        ValueError: if a name is unknown, an axis is empty, or a value is out of its range; if
+            ``system`` has batch axes, padding or too few devices.
     """
     known = ("num_devices", *SEEDS, *sy.SYSTEM_RANGES, *NUMBERS)
     for name, values in axes.items():
@@ -95,8 +101,15 @@ def make_grid(axes: Mapping[str, Sequence[float]]) -> Lanes:
     num_devices = column("num_devices", 14)
     if np.min(num_devices) < 1:
         raise ValueError(f"num_devices must be at least 1; got {np.min(num_devices)}")
+    most, digest = int(np.max(num_devices)), ""
     with jax.ensure_compile_time_eval():  # host data, inside other jitted code too
-        systems = jax.vmap(lambda seed: table1(int(np.max(num_devices)), seed=seed))(task_seeds)
+        if system is None:
+            systems = jax.vmap(lambda seed: table1(most, seed=seed))(task_seeds)
+        else:
+            system = _first_devices(system, most)
+            digest = _digest(system)
+            spread = lambda leaf: np.broadcast_to(leaf, (len(points), *leaf.shape))  # noqa: E731
+            systems = jax.tree.map(spread, system)
         active = np.arange(systems.num_devices) < num_devices[:, None]
         given = {name: column(name, 0.0) for name in sy.SYSTEM_RANGES if name in axes}
         for name in given.keys() & set(sy.PER_DEVICE):
@@ -105,7 +118,32 @@ def make_grid(axes: Mapping[str, Sequence[float]]) -> Lanes:
         padded = {name: np.where(active, getattr(systems, name), 0) for name in sy.PER_DEVICE}
         kind = jnp.result_type(float)
         settings = {name: column(name, 0.0).astype(kind) for name in NUMBERS if name in axes}
-        return Lanes(points, sy.check_system(systems.replace(**padded)), train_seeds, settings)
+        systems = sy.check_system(systems.replace(**padded))
+        return Lanes(points, systems, train_seeds, settings, digest)
+
+
+def _first_devices(system: System, num_devices: int) -> System:
+    """Take devices of one system as NumPy arrays, per-device fields ``[K]``."""
+    system = jax.tree.map(np.asarray, sy.check_system(system))
+    for name, leaf in vars(system).items():
+        if leaf.ndim > (name in sy.PER_DEVICE):
+            raise ValueError(f"system must have no batch axes; got {name} of shape {leaf.shape}")
+    if not np.all(system.active):
+        raise refuse("system", "without padding", system.active)
+    own = system.num_devices
+    if own < num_devices:
+        raise ValueError(f"num_devices must be at most {own}, as system has; got {num_devices}")
+    first = {name: np.broadcast_to(getattr(system, name), own)[:num_devices]
+             for name in sy.PER_DEVICE}  # fmt: skip
+    return system.replace(**first)
+
+
+def _digest(system: System) -> str:
+    """Tell systems apart in the settings of a training."""
+    whole = hashlib.sha256()
+    for name, leaf in sorted(vars(system).items()):
+        whole.update(f"{name} {leaf.shape} {leaf.dtype}\n".encode() + leaf.tobytes())
+    return whole.hexdigest()[:16]
 
 
 @moves_data
@@ -272,7 +310,7 @@ def _describe(lanes: Lanes, config: TrainConfig) -> dict[str, Any]:
     settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
     settings["hidden"] = list(config.hidden)
     axes = {name: [float(p[name]) for p in lanes.points] for name in lanes.points[0]}
-    return settings | axes
+    return settings | axes | ({"system": f"one with digest {lanes.digest}"} if lanes.digest else {})
 
 
 def _states(groups: Groups, runs: Parts) -> TrainState:

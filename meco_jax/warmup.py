@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from meco_jax import optimal, search, solver
+from meco_jax import batching, optimal, search, solver
 from meco_jax import system as sy
 from meco_jax.checks import integer, refuse
 from meco_jax.network import Policy
 from meco_jax.policy import GeneralPolicy
-from meco_jax.solver import Method, solve
+from meco_jax.solver import Method, Scheme, name_of, solve
 
 Sizes = int | Sequence[int]
 NEVER = 1e30  # a tolerance that no gap exceeds: later stages are compiled on their own
@@ -24,7 +24,7 @@ NEVER = 1e30  # a tolerance that no gap exceeds: later stages are compiled on th
 def warm_up(
     num_devices: Sizes,
     batch: Sizes = 1,
-    method: Method | Sequence[Method] = "bcos",
+    method: Method | Scheme | Sequence[Method | Scheme] = "bcos",
     policy: Policy | GeneralPolicy | None = None,
     effort: int = 4,
     report: Callable[[int, int], None] | None = None,
@@ -39,7 +39,7 @@ def warm_up(
         num_devices: K of the calls: a number stands for all up to it, a sequence for its members.
             A policy of one system has its own K only.
         batch: channels per call, in the same way; 1 is also one channel ``[K]``.
-        method: as in ``solve``, one or several.
+        method: as in ``solve``, one or several; functions of your own too.
         policy: as in ``solve``.
         effort: as in ``solve``.
         report: called after every program with the number done and the number of all.
@@ -51,7 +51,7 @@ def warm_up(
         ValueError: if a size is no positive integer, or as ``solve``.
     """
     devices, channels = _sizes("num_devices", num_devices), _sizes("batch", batch)
-    methods = [method] if isinstance(method, str) else method
+    methods = [method] if isinstance(method, str) or callable(method) else method
     calls = [
         call
         for name in methods
@@ -68,7 +68,7 @@ def warm_up(
 
 
 def _calls(
-    method: Method,
+    method: Method | Scheme,
     devices: Sequence[int],
     channels: Sequence[int],
     policy: Policy | GeneralPolicy | None,
@@ -83,13 +83,13 @@ def _calls(
 
     if 1 in channels:
         for number in devices:  # a padded answer is cut to each K by a small program of its own
-            yield f"{method}, {number} devices, one channel", call(number)
-    multiple = 1 if isinstance(policy, Policy) else solver.DEVICE_MULTIPLE
+            yield f"{name_of(method)}, {number} devices, one channel", call(number)
+    multiple = 1 if isinstance(policy, Policy) else batching.DEVICE_MULTIPLE
     for number in sorted({-(-number // multiple) * multiple for number in devices}):
-        for size in _blocks(channels, solver.BLOCKS):
+        for size in _blocks(channels, batching.BLOCKS):
             if size == 1:
                 continue  # the program of one channel
-            yield f"{method}, {number} devices, {size} channels", call(size, number)
+            yield f"{name_of(method)}, {number} devices, {size} channels", call(size, number)
         if method == "optimal":
             yield from _later_calls(number, _blocks(range(1, max(channels) + 1), solver.FEW))
 
@@ -97,12 +97,12 @@ def _calls(
 def _later_calls(number: int, sizes: Sequence[int]) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Name and make the calls of what follows the first stage of the optimum."""
     h, system = np.full((1, number), 1e-3), sy.check_system(sy.table1(number))
-    rows = solver._Rows(sy.check_channels(h, number), system, 1)
+    rows = batching.Rows(sy.check_channels(h, number), system, 1)
     for place, stage in enumerate(optimal.STAGES[1:], 2):
         for size in sizes:
             name = f"optimal, {number} devices, {size} channels, stage {place}"
             repeated = np.zeros(size, int)
-            yield name, partial(rows.solve, repeated, None, "optimal", stage)
+            yield name, partial(rows.run, solver.later_stage(stage), repeated, solver.FEW)
     gains, one = rows.take(np.array(0))
 
     def call() -> Any:
@@ -114,7 +114,7 @@ def _later_calls(number: int, sizes: Sequence[int]) -> Iterator[tuple[str, Calla
 
 def _blocks(channels: Sequence[int], sizes: tuple[int, ...]) -> list[int]:
     """Return the sizes into which the solver cuts these numbers of channels."""
-    return sorted({solver.block_size(number, sizes) for number in channels})
+    return sorted({batching.block_size(number, sizes) for number in channels})
 
 
 def _sizes(name: str, sizes: Sizes) -> Sequence[int]:

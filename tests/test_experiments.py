@@ -76,7 +76,7 @@ def test_sweep_k_policies_can_be_used(finished):
 def test_help_explains():
     text = run("--help").stdout
     assert "seconds" in text or "[s]" in text
-    for flag in ("--output_dir", "--num_devices", "--require_platform", "--epochs", "--slope"):
+    for flag in ("--output_dir", "--num_devices", "--require_platform", "--epochs", "--scheme"):
         assert flag in text
 
 
@@ -243,7 +243,7 @@ def test_sweep_t_draws_figure_5(tmp_path, monkeypatch):
     flags = ("--num_devices=3", "--slots=0.3,1", "--seeds=0,1", *TINY[2:])
     result = inside(*flags, f"--output_dir={tmp_path}", script="sweep_t")
     assert not result.returncode
-    ((lanes, configs, folder),) = asked
+    ((lanes, configs, folder, schemes),) = asked
     assert [(point["slot"], point["seed"]) for point in lanes.points] == [
         (0.3, 0), (0.3, 1), (1.0, 0), (1.0, 1),
     ]  # fmt: skip
@@ -251,7 +251,7 @@ def test_sweep_t_draws_figure_5(tmp_path, monkeypatch):
     assert [(config.scheme, config.epochs) for config in configs.values()] == [
         ("bcos", 6), ("pcos", 6),
     ]  # fmt: skip
-    assert folder == tmp_path
+    assert (folder, schemes) == (tmp_path, {})
     table = (ROOT / "experiments/figures/figure5.csv").read_bytes()
     (tmp_path / "results.csv").write_bytes(table)
     result = inside(f"--output_dir={tmp_path}", "--plot_only", script="sweep_t")

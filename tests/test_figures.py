@@ -47,6 +47,24 @@ def test_energy_figure_shows_every_scheme():
     assert shares == {70, 90}  # all of C1-C5, and the sum of times alone
 
 
+def test_energy_figure_marks_what_breaks_constraints_of_ones_own_too():
+    rows = [row | {"feasible_fraction": 0.75} if row["scheme"] == "droo" else row
+            for row in summary(1)]  # fmt: skip
+    labels = [text.get_text() for text in
+              figures.energy_figure(rows, "num_devices").legends[0].get_texts()]  # fmt: skip
+    assert "droo, 25.0 % break C1-C5" in labels
+    for row in (rows := summary(3)):
+        if row["scheme"] == "droo" and row["num_devices"] == 8:  # it has no answer to a channel
+            row |= dict.fromkeys(("energy_mean_j", "gap_to_optimum_mean"), np.inf)
+            row["feasible_fraction"] = 0.25
+    figure = figures.energy_figure(rows, "num_devices")
+    (line,) = (line for line in figure.axes[0].lines if line.get_label() == "droo")
+    np.testing.assert_array_equal(np.isfinite(line.get_ydata()), [True, False, True])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "droo, 0.0-75.0 % break C1-C5" in labels
+    assert "BCOS, made feasible" in labels
+
+
 def test_energy_figure_marks_what_breaks_constraints():
     figure = figures.energy_figure(summary(1), "num_devices")
     legend = figure.legends[0]

@@ -10,7 +10,7 @@ ORDER = (
     "files", "settings", "checks", "twofold", "derivatives", "units", "describe", "system",
     "solution", "arguments", "uplink", "duals", "allocation", "schemes", "optimal", "search",
     "network", "policy", "checkpoint", "store", "loop", "gradients", "training",
-    "policy_training", "sweep", "solver", "warmup", "evaluation", "figures",
+    "policy_training", "sweep", "batching", "solver", "warmup", "evaluation", "figures",
 )
 # fmt: on
 

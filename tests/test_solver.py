@@ -117,7 +117,7 @@ def test_chunks_change_nothing(method, policy, key, monkeypatch):
     h = sample_channels(key, table1(5), 11)
     keywords = arguments(method, policy)
     whole = solve(h, system, **keywords)
-    monkeypatch.setattr(meco_jax.solver, "CHUNK_BYTES", 300_000)  # four channels at once
+    monkeypatch.setattr(meco_jax.batching, "CHUNK_BYTES", 300_000)  # four channels at once
     meco_jax.solver._solve.clear_cache()
     chunked = solve(h, system, **keywords)
     jax.tree.map(
@@ -157,7 +157,7 @@ def test_blocks_change_nothing(key, monkeypatch):
     system = table1(5)
     h = sample_channels(key, system, 7)
     whole = solve(h, system, method="optimal")
-    monkeypatch.setattr(meco_jax.solver, "BLOCKS", (2,))
+    monkeypatch.setattr(meco_jax.batching, "BLOCKS", (2,))
     blocks = solve(h, system, method="optimal")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), blocks, whole)
 
@@ -216,3 +216,132 @@ def test_bad_values_under_jit_give_nan(policy):
     assert np.isnan(solve_jit(h, -0.5).energy).all()
     with pytest.raises(ValueError, match="h must have one gain"):
         jax.jit(lambda h: solve(h, table1(4), method="mcos"))(h)
+
+
+def equal_times(system, h):
+    """A scheme of one's own, by hand: all with a good channel send, each as long."""
+    sends = system.active & (h > 5e-4)
+    time = jnp.where(sends, system.slot / jnp.maximum(jnp.sum(sends), 1), 0.0)
+    rate = jnp.where(sends, system.task_bits, 0.0) / jnp.where(sends, time, 1.0)
+    nats = rate * jnp.log(system.log_base) / system.bandwidth
+    power = jnp.expm1(nats) * system.noise_power / jnp.where(sends, h, 1.0) ** 2
+    cycles = jnp.where(system.active & ~sends, system.cycles_per_bit * system.task_bits, 0.0)
+    each = system.weight * (power * time + system.chip * cycles * system.cpu_hz**2)
+    late = cycles > system.cpu_hz * system.slot
+    feasible = jnp.all((power <= system.max_power) & ~late)
+    return meco_jax.Solution(
+        offload=sends,  # booleans do
+        power=jnp.where(feasible, power, 0.0),
+        time=jnp.where(feasible, time, 0.0),
+        energy=jnp.where(feasible, jnp.sum(each), jnp.inf),
+        lower_bound=0.0,  # nothing is known
+        feasible=feasible,
+    )
+
+
+def test_a_function_is_a_method_like_the_named_ones(rng):
+    """Blocks, padding, systems of each channel's own, jit, vmap, grad; one program per size."""
+    slots = rng.uniform(0.1, 1.0, 9).astype(np.float32)
+    system = table1(3, seed=2)
+    h = rng.rayleigh(1e-3, (9, 3)).astype(np.float32)
+    warm = meco_jax.warm_up([3], [9], equal_times)
+    assert list(warm) == ["equal_times, 8 devices, 8 channels"]
+    programs = meco_jax.solver._solve._cache_size()
+    found = solve(h, system.replace(slot=slots), method=equal_times)
+    assert 0 < np.sum(found.feasible) < 9
+    check_solution(system.replace(slot=slots), h, found)  # energies per device are filled in
+    again = solve(h[:9:2], system.replace(slot=slots[:9:2]), method=equal_times)
+    np.testing.assert_array_equal(again.energy, found.energy[:9:2])
+    assert meco_jax.solver._solve._cache_size() == programs
+    by = lambda h, slot: solve(h, system.replace(slot=slot), method=equal_times)  # noqa: E731
+    for other in (jax.jit(by)(h, slots), jax.vmap(by)(h, slots)):
+        np.testing.assert_allclose(other.energy, found.energy, rtol=1e-6)
+        assert other.power.shape == (9, 3)
+    one = int(np.argmax(found.feasible))
+    slope = jax.grad(lambda h: by(h, slots[one]).energy)(jnp.asarray(h[one]))
+    assert np.all(slope[found.offload[one] > 0] < 0)
+    assert np.isnan(jax.jit(by)(-h, slots).energy).all()
+
+
+def test_functions_inside_a_program_may_close_over_what_it_computes():
+    """Nothing that is being recorded outlives its program."""
+    h, system = jnp.full((2, 3), 1e-3), table1(3, slot=2.0)
+
+    def energies(least, h):
+        def above(system, h):
+            return equal_times(system, jnp.where(h > least, h, 0.0))
+
+        return solve(h, system, method=above).energy
+
+    programs = meco_jax.solver._solve._cache_size()
+    found = jax.jit(energies)(0.0, h)
+    assert meco_jax.solver._solve._cache_size() == programs
+    np.testing.assert_allclose(found, solve(h, system, method=equal_times).energy, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"power": jnp.ones(2)},
+            r"method must return power of shape \[K\], here \(8,\), for one channel; .*\(2,\)",
+        ),
+        (
+            {"energy": jnp.ones(8)},
+            r"method must return energy of shape \[\], here \(\), for one channel; .*\(8,\)",
+        ),
+        ({"feasible": 1.0}, "method must be a function that returns feasible as a boolean"),
+        ({"energy": None}, "energy, which method returns, must be real numbers; got None"),
+        ({"time": 1j * jnp.ones(8)}, "time, which method returns, must be real numbers; got"),
+    ],
+)
+def test_functions_that_return_no_answer_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        solve(np.full(3, 1e-3), table1(3), method=lambda s, h: equal_times(s, h).replace(**fields))
+
+
+class Unhashable(list):
+    def __call__(self, system, h):
+        return equal_times(system, h)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (lambda s, h: h, "method must be a function that returns a meco_jax.Solution; got"),
+        (Unhashable(), r"method must be hashable: it is compiled once; got \[\]"),
+        (["mcos"], r"method must be one of bcos, .*, or a function .*; got \['mcos'\]"),
+    ],
+)
+def test_what_is_no_method_is_named(method, message):
+    with pytest.raises(ValueError, match=message):
+        solve(np.full(3, 1e-3), table1(3), method=method)
+
+
+def test_a_policy_that_is_not_used_is_refused():
+    policy = meco_jax.pretrained()
+    for method, name in (("mcos", "mcos"), (equal_times, "equal_times")):
+        message = f"policy must be None for method '{name}', which uses none; got GeneralPolicy"
+        with pytest.raises(ValueError, match=message):
+            solve(np.full(3, 1e-3), table1(3), method=method, policy=policy)
+
+
+def test_map_channels_takes_more_than_gains(rng):
+    system, h = table1(3, slot=2.0), rng.rayleigh(1e-3, (4, 3))
+
+    def above(system, h, least):
+        return equal_times(system, jnp.where(h > least, h, 0.0))
+
+    found = jax.jit(lambda x: meco_jax.map_channels(above, system, h, x))(h[:, :1] + 0 * h)
+    np.testing.assert_array_equal(found.offload, (h > h[:, :1]) & (h > 5e-4))
+    assert found.energy_per_device.shape == (4, 3)
+    for arguments, message in (
+        ((None, system, h), "function must be a function of a system and of arrays"),
+        ((above, system), "arrays must have the gains first; got none"),
+        ((above, system, h, 1.0), r"arrays\[1\] must have one entry for each of 3 devices"),
+        ((above, system, -h), "h must be finite and at least 0"),
+        ((above, system, h, h, h[:2]), r"arrays\[2\] must have batch axes that broadcast"),
+        ((lambda s, h: h, system, h), "function must be a function that returns a meco_jax"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            meco_jax.map_channels(*arguments)

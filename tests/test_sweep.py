@@ -9,6 +9,7 @@ from meco_jax import (
     make_grid,
     pcos,
     sample_channels,
+    schemes,
     solve,
     store,
     sweep,
@@ -150,11 +151,20 @@ def test_resume_is_bitwise_equal(tmp_path):
         train_grid(lanes(), config, folder=tmp_path)
 
 
+def own_mcos(system, h):
+    """A scheme of one's own, which leaves out what each device spends."""
+    return schemes.mcos(system, h).replace(energy_per_device=None)
+
+
 def test_every_scheme_on_the_same_channels():
     policies = {
         scheme: train_grid(lanes(), CONFIG.replace(scheme=scheme))[0] for scheme in ("bcos", "pcos")
     }
-    outcomes = evaluate_grid(policies, lanes(), 40)
+    with pytest.raises(ValueError, match=r"schemes must be named otherwise than .*; got 'bcos'"):
+        evaluate_grid(policies, lanes(), 40, schemes={"bcos": own_mcos})
+    outcomes = evaluate_grid(policies, lanes(), 40, schemes={"mine": own_mcos})
+    for mine, known in zip(outcomes.pop("mine"), outcomes["mcos"]):
+        np.testing.assert_allclose(mine, known, rtol=1e-6)
     learned = {"pcos_learned", "bcos_raw", "bcos"}
     assert set(outcomes) == {"mcos", "mcos_partial", "pcos", "optimal"} | learned
     for lane, num_devices in [(1, DEVICES[1])]:  # the others differ by padding only

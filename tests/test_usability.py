@@ -23,6 +23,7 @@ import meco_jax
 from meco_jax import (
     Solution,
     System,
+    batching,
     describe,
     optimal,
     search,
@@ -31,7 +32,7 @@ from meco_jax import (
     table1,
     units,
     warmup,
-)  # fmt: skip
+)
 from meco_jax.network import Network, init_variables
 
 PACKAGE = Path(meco_jax.__file__).parent
@@ -193,7 +194,12 @@ def test_energy_per_device_of_a_network_and_of_foreign_schemes():
         known = meco_jax.mcos(system, h)
         return Solution(**{**vars(known), "energy_per_device": None})
 
-    run = jax.jit(lambda system, h: (solver._checked(foreign)(system, h), meco_jax.mcos(system, h)))
+    run = jax.jit(
+        lambda system, h: (
+            batching.checked_solutions(foreign, "method")(system, h),
+            meco_jax.mcos(system, h),
+        )
+    )
     for slot in (2.0, 1e-3):
         filled, known = run(meco_jax.system.check_system(system.replace(slot=slot)), h)
         assert bool(known.feasible) == (slot == 2.0)
@@ -262,6 +268,7 @@ h = np.sqrt(meco_jax.from_db(np.full((4, 3), -60.0)))
 solution = meco_jax.solve(h, system.replace(slot=1.0), method="optimal")
 energies: jax.Array = solution.energy_per_device[0] * system.num_devices
 meco_jax.warm_up(3, method=["bcos", "pcos"], batch=[1, 8])
+meco_jax.solve(h, system, method=lambda system, h: solution)
 """
 ERRORS = """
 meco_jax.solve(h, method="optimum")
@@ -346,7 +353,7 @@ def test_warming_up_includes_what_the_optimum_may_need(compiled, rng, monkeypatc
 
 
 def test_warming_up_knows_its_sizes():
-    blocks, few = solver.BLOCKS, solver.FEW
+    blocks, few = batching.BLOCKS, solver.FEW
     for number, size in ((1, 1), (2, 8), (40, 64), (100, 64), (520, 64), (1000, 512), (8192, 512)):
         assert warmup._blocks([number], blocks) == [size]
     assert warmup._blocks(range(1, 101), blocks) == [1, 8, 64]
