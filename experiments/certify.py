@@ -20,8 +20,8 @@ import numpy as np
 from absl import flags
 
 from meco_jax import Solution, System, sample_channels, solve
-from meco_jax.allocation import allocate
-from meco_jax.search import search
+from meco_jax.exact.allocation import allocate
+from meco_jax.exact.search import search
 from meco_jax.system import table1
 
 FLAGS = flags.FLAGS

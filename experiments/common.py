@@ -30,8 +30,8 @@ from records import write_run as write_run
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from meco_jax.files import FolderLock, InUseError, write_atomically
-from meco_jax.store import DamagedRunError, OtherRunError
+from meco_jax.runtime.atomic import FolderLock, InUseError, write_atomically
+from meco_jax.runtime.checkpoints import DamagedRunError, OtherRunError
 
 FLAGS = flags.FLAGS
 WORDS = ("scheme", "method", "family", "script", "quantity")  # columns that are no numbers

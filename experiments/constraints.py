@@ -21,7 +21,7 @@ import trainings
 from absl import flags
 
 from meco_jax import TrainConfig
-from meco_jax.training import check_config
+from meco_jax.paper.training import check_config
 
 FLAGS = flags.FLAGS
 common.define_flags()

@@ -27,8 +27,8 @@ from absl import flags
 
 from meco_jax import GeneralPolicy, System, figures, load_policy, pretrained, solve
 from meco_jax import system as sy
-from meco_jax.policy import init_params
-from meco_jax.uplink import FIT_TOLERANCE
+from meco_jax.exact.uplink import FIT_TOLERANCE
+from meco_jax.learned.policy import init_params
 
 PANELS: dict[str, tuple[float, ...]] = {  # of beyond.csv
     "num_devices": (2, 4, 8, 16, 32, 64, 128, 256),

@@ -38,19 +38,19 @@ from meco_jax import (
     train,
 )
 from meco_jax import system as sy
-from meco_jax.allocation import (
+from meco_jax.batching import map_channels
+from meco_jax.exact.allocation import (
     allocate,
     finish,
     relax,
     set_energy,
 )
-from meco_jax.batching import map_channels
-from meco_jax.checkpoint import shipped
-from meco_jax.optimal import STAGES, Stage, optimal
-from meco_jax.schemes import repair
-from meco_jax.search import search
+from meco_jax.exact.enumeration import STAGES, Stage, optimal
+from meco_jax.exact.schemes import repair
+from meco_jax.exact.search import search
+from meco_jax.exact.uplink import Link, link, priced_cost
+from meco_jax.runtime.policies import shipped
 from meco_jax.system import table1
-from meco_jax.uplink import Link, link, priced_cost
 
 FLAGS = flags.FLAGS
 common.define_flags()

@@ -1,6 +1,6 @@
 """Ways to learn a binary decision on P1: same network, data, steps and tuning effort.
 
-Every way of ``meco_jax.gradients`` trains the same network from random weights on the same
+Every way of ``meco_jax.learned.estimators`` trains the same network from random weights on the same
 mixture of K and b, at each of --learning_rates; the best of these on validation channels is
 trained again with every one of --seeds, and tested on fresh channels with fresh tasks against
 the certified optimum. A gap is energy / optimum - 1 of a feasible channel, its decision made
@@ -27,12 +27,12 @@ from absl import flags
 
 from meco_jax import GeneralPolicy, PolicyConfig, System, figures, pad_devices, solve
 from meco_jax import system as sy
+from meco_jax.exact.uplink import fits, link
 from meco_jax.figures import student_t
-from meco_jax.files import json_text, write_atomically
-from meco_jax.gradients import GRADIENTS
-from meco_jax.policy import DeviceNetwork
-from meco_jax.policy_training import Sample, advance_policy, start_policy
-from meco_jax.uplink import fits, link
+from meco_jax.learned.estimators import GRADIENTS
+from meco_jax.learned.policy import DeviceNetwork
+from meco_jax.learned.training import Sample, advance_policy, start_policy
+from meco_jax.runtime.atomic import json_text, write_atomically
 
 FLAGS = flags.FLAGS
 common.define_flags()

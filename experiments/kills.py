@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from meco_jax import load_policy
-from meco_jax.store import is_whole
+from meco_jax.runtime.checkpoints import is_whole
 
 FLAGS = flags.FLAGS
 common.define_flags()

@@ -23,8 +23,8 @@ import trainings
 from absl import flags
 
 from meco_jax import TrainConfig, figures, make_grid, train_grid
-from meco_jax.sweep import Lanes
-from meco_jax.training import check_config
+from meco_jax.paper.sweep import Lanes
+from meco_jax.paper.training import check_config
 
 FLAGS = flags.FLAGS
 common.define_flags()

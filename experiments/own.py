@@ -26,8 +26,8 @@ from absl import flags
 
 from meco_jax import System, solve
 from meco_jax.evaluation import NAMES
+from meco_jax.paper.sweep import Lanes
 from meco_jax.solver import Scheme
-from meco_jax.sweep import Lanes
 from meco_jax.system import SYSTEM_RANGES, check_system
 
 FLAGS = flags.FLAGS

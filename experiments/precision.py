@@ -20,7 +20,7 @@ from absl import flags
 
 from meco_jax import System, sample_systems, solve
 from meco_jax import system as sy
-from meco_jax import uplink as up
+from meco_jax.exact import uplink as up
 from meco_jax.solver import Method
 
 FLAGS = flags.FLAGS

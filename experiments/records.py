@@ -24,7 +24,7 @@ import jax
 from absl import flags
 
 import meco_jax
-from meco_jax.files import json_text, write_atomically
+from meco_jax.runtime.atomic import json_text, write_atomically
 
 FLAGS = flags.FLAGS
 STARTED, BEGAN = datetime.now(UTC), time.monotonic()  # the second cannot be set back

@@ -18,13 +18,14 @@ import numpy as np
 import trainings
 from absl import flags
 
-from meco_jax import make_grid, optimal, pad_devices, sample_channels, solve, train, train_grid
-from meco_jax.allocation import relax, set_energy
+from meco_jax import make_grid, pad_devices, sample_channels, solve, train, train_grid
 from meco_jax.batching import DEVICE_MULTIPLE
-from meco_jax.duals import Grid, price_grid
+from meco_jax.exact import enumeration
+from meco_jax.exact.allocation import relax, set_energy
+from meco_jax.exact.duals import Grid, price_grid
+from meco_jax.exact.uplink import link
 from meco_jax.solver import Method
 from meco_jax.system import check_system, forced, table1
-from meco_jax.uplink import link
 
 FLAGS = flags.FLAGS
 common.define_flags()
@@ -92,20 +93,22 @@ def stage_rows() -> list[dict[str, Any]]:
     parts: dict[str, Callable[[jax.Array], Any]] = {
         "relaxed price": lambda h: relax(link(system, h), must),
         "price grid, coarse": lambda h: price_grid(
-            link(system, h), h > 1e-3, log_mu, *optimal.COARSE
+            link(system, h), h > 1e-3, log_mu, *enumeration.COARSE
         ),
-        "price grid, fine": lambda h: price_grid(link(system, h), h > 1e-3, log_mu, *optimal.FINE),
+        "price grid, fine": lambda h: price_grid(
+            link(system, h), h > 1e-3, log_mu, *enumeration.FINE
+        ),
     }
-    for stage in optimal.STAGES:
+    for stage in enumeration.STAGES:
         sets = jnp.asarray(np.indices((2,) * stage.unclear).reshape(stage.unclear, -1).T > 0)
         some = (jnp.arange(padded)[None] % (jnp.arange(stage.exact)[:, None] + 2) == 0).astype(
             h.dtype
         )
 
         def product(h: jax.Array, sets: jax.Array = sets) -> jax.Array:
-            turn = jnp.broadcast_to(h[:, None], (padded, optimal.COARSE[0]))
+            turn = jnp.broadcast_to(h[:, None], (padded, enumeration.COARSE[0]))
             grid = Grid(turn[0], h > 1e-3, turn[0], turn)
-            return optimal.set_bounds(grid, h > 1e-3, jnp.arange(sets.shape[1]), sets)
+            return enumeration.set_bounds(grid, h > 1e-3, jnp.arange(sets.shape[1]), sets)
 
         def exact(h: jax.Array, some: jax.Array = some) -> Any:
             return jax.vmap(partial(set_energy, link(system, h)))(some)
@@ -113,7 +116,7 @@ def stage_rows() -> list[dict[str, Any]]:
         name = f"n = {stage.unclear}"
         parts[f"pattern product, {name}"] = product
         parts[f"{stage.exact} exact energies, {name}"] = exact
-        parts[f"whole stage, {name}"] = partial(optimal.optimal, system, stage=stage)
+        parts[f"whole stage, {name}"] = partial(enumeration.optimal, system, stage=stage)
     runs = {name: partial(jax.jit(jax.vmap(part)), h) for name, part in parts.items()}
     times = common.clock(runs, FLAGS.repeats)
     return [row(name, 1e6 * best / len(h), "us a channel") for name, (_, best) in times.items()]

@@ -19,9 +19,9 @@ import numpy as np
 from absl import flags
 
 from meco_jax import PolicyConfig, figures, save_policy, train_policy
-from meco_jax.gradients import GRADIENTS
-from meco_jax.policy import DeviceNetwork
-from meco_jax.policy_training import check_policy_config
+from meco_jax.learned.estimators import GRADIENTS
+from meco_jax.learned.policy import DeviceNetwork
+from meco_jax.learned.training import check_policy_config
 
 FLAGS = flags.FLAGS
 DEFAULT = PolicyConfig()

@@ -27,12 +27,12 @@ from meco_jax import (
     train_grid,
 )
 from meco_jax.evaluation import Outcome, summarise
-from meco_jax.loop import History
-from meco_jax.network import SLOPES
+from meco_jax.paper.network import SLOPES
+from meco_jax.paper.sweep import Lanes, gather, share, take_lane
+from meco_jax.paper.training import check_config
+from meco_jax.runtime.checkpoints import OtherRunError
+from meco_jax.runtime.loop import History
 from meco_jax.solver import Scheme
-from meco_jax.store import OtherRunError
-from meco_jax.sweep import Lanes, gather, share, take_lane
-from meco_jax.training import check_config
 
 FLAGS = flags.FLAGS
 SHORT = {"num_devices": "k", "slot": "t"}  # in file names, and large in figures

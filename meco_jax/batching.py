@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from meco_jax import system as sy
-from meco_jax.arguments import RANKS, batch_shape, check_batch, check_call
-from meco_jax.checks import as_floats, real, refuse
-from meco_jax.settings import moves_data
+from meco_jax.runtime.arguments import RANKS, batch_shape, check_batch, check_call
+from meco_jax.runtime.checks import as_floats, real, refuse
+from meco_jax.runtime.settings import moves_data
 from meco_jax.solution import Solution
 from meco_jax.system import ArrayLike, System
 

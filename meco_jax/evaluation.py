@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meco_jax import schemes as ours
 from meco_jax import system as sy
-from meco_jax.checks import outside_traces, refuse
-from meco_jax.describe import short_repr
-from meco_jax.network import Policy
-from meco_jax.settings import moves_data
+from meco_jax.exact import schemes as ours
+from meco_jax.exact.uplink import FIT_TOLERANCE
+from meco_jax.paper.network import Policy
+from meco_jax.paper.sweep import Groups, Lanes, lane_key, map_groups
+from meco_jax.runtime.checks import outside_traces, refuse
+from meco_jax.runtime.describe import short_repr
+from meco_jax.runtime.settings import moves_data
 from meco_jax.solution import Solution
 from meco_jax.solver import Scheme, solve
-from meco_jax.sweep import Groups, Lanes, lane_key, map_groups
 from meco_jax.system import System
-from meco_jax.uplink import FIT_TOLERANCE
 
 NAMES = (
     "mcos", "mcos_partial", "pcos", "pcos_learned", "bcos_raw", "bcos", "optimal", "lower_bound",

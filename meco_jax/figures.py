@@ -21,8 +21,8 @@ from matplotlib.patches import Patch
 from matplotlib.scale import SymmetricalLogScale
 from matplotlib.ticker import NullFormatter
 
-from meco_jax.describe import short_repr
-from meco_jax.files import write_atomically
+from meco_jax.runtime.atomic import write_atomically
+from meco_jax.runtime.describe import short_repr
 
 Rows = Sequence[Mapping[str, Any]]
 

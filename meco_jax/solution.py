@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import struct
 
-from meco_jax.describe import short_repr
+from meco_jax.runtime.describe import short_repr
 
 
 @short_repr

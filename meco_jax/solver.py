@@ -14,16 +14,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meco_jax import allocation as one_channel
-from meco_jax import batching, optimal, schemes, search
+from meco_jax import batching
 from meco_jax import system as sy
-from meco_jax.arguments import batch_shape, check_call, check_decision
 from meco_jax.batching import Program, Rows, invalidate, map_checked, run_one
-from meco_jax.checkpoint import pretrained
-from meco_jax.checks import inside_trace, integer, is_traced, one_number, real, refuse, require
-from meco_jax.network import Policy
-from meco_jax.policy import LARGEST_EFFORT, GeneralPolicy
-from meco_jax.settings import moves_data
+from meco_jax.exact import allocation as one_channel
+from meco_jax.exact import enumeration, schemes, search
+from meco_jax.learned.policy import LARGEST_EFFORT, GeneralPolicy
+from meco_jax.paper.network import Policy
+from meco_jax.runtime.arguments import batch_shape, check_call, check_decision
+from meco_jax.runtime.checks import (
+    inside_trace,
+    integer,
+    is_traced,
+    one_number,
+    real,
+    refuse,
+    require,
+)
+from meco_jax.runtime.policies import pretrained
+from meco_jax.runtime.settings import moves_data
 from meco_jax.solution import Solution
 from meco_jax.system import ArrayLike, System
 
@@ -35,7 +44,7 @@ METHODS: dict[str, Scheme] = {
     "mcos": schemes.mcos,
     "mcos_partial": schemes.mcos_partial,
     "pcos": schemes.pcos,
-    "optimal": optimal.optimal,
+    "optimal": enumeration.optimal,
 }
 
 
@@ -110,9 +119,9 @@ def solve(
             solve_all = solve_all.__wrapped__
         return solve_all(h, system, own, method, effort=effort)
     if _stays_on_device(h, method) or 0 in batch:
-        return _program(own, method, optimal.ONLY_STAGE, effort)(h, system)
+        return _program(own, method, enumeration.ONLY_STAGE, effort)(h, system)
     multiple = 1 if isinstance(own, Policy) else batching.DEVICE_MULTIPLE
-    program = _program(own, method, optimal.STAGES[0], effort)
+    program = _program(own, method, enumeration.STAGES[0], effort)
     if not batch:
         found = run_one(program, h, system, multiple)
         if method != "optimal" or not found.energy - found.lower_bound > tolerance * found.energy:
@@ -240,7 +249,7 @@ def _solve(
     system: System,
     policy: Policy | GeneralPolicy | None,
     method: str | Scheme,
-    stage: optimal.Stage = optimal.ONLY_STAGE,
+    stage: enumeration.Stage = enumeration.ONLY_STAGE,
     effort: int = 0,
 ) -> Solution:
     """Solve channels of any batch shape, each with its own system where fields are batched."""
@@ -249,15 +258,15 @@ def _solve(
     if policy is not None:
         return map_checked(schemes.repair, "policy", system, h, policy.outputs(h).offload)
     function = METHODS[method] if isinstance(method, str) else method
-    if function is optimal.optimal:
-        function = partial(optimal.optimal, stage=stage)
+    if function is enumeration.optimal:
+        function = partial(enumeration.optimal, stage=stage)
     return map_checked(function, "method", system, h)
 
 
 def _program(
     policy: Policy | GeneralPolicy | None,
     method: str | Scheme,
-    stage: optimal.Stage,
+    stage: enumeration.Stage,
     effort: int = 0,
 ) -> Program:
     """Return ``_solve`` of gains and systems, which lets go of all programs before too many."""
@@ -272,7 +281,7 @@ def _program(
     return run
 
 
-def later_stage(stage: optimal.Stage) -> Program:
+def later_stage(stage: enumeration.Stage) -> Program:
     """Return the program of a later stage of the optimum."""
     return _program(None, "optimal", stage)
 
@@ -295,7 +304,7 @@ def _escalate(rows: Rows, best: Solution, tolerance: float, max_nodes: int) -> N
         for old, new in zip(jax.tree.leaves(best), jax.tree.leaves(solutions)):
             old[places] = new
 
-    for stage in optimal.STAGES[1:]:
+    for stage in enumeration.STAGES[1:]:
         places = still_open()
         if len(places):
             put(places, rows.run(later_stage(stage), places, FEW))

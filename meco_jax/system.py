@@ -37,11 +37,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from meco_jax.checks import as_floats, in_range, integer, is_traced, real, refuse
-from meco_jax.checks import require as require
-from meco_jax.derivatives import with_derivative
-from meco_jax.describe import short_repr
-from meco_jax.settings import as_key, moves_data
+from meco_jax.exact.derivatives import with_derivative
+from meco_jax.runtime.checks import as_floats, in_range, integer, is_traced, real, refuse
+from meco_jax.runtime.checks import require as require
+from meco_jax.runtime.describe import short_repr
+from meco_jax.runtime.settings import as_key, moves_data
 from meco_jax.units import from_dbm
 
 PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")

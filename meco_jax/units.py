@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from meco_jax.checks import real
+from meco_jax.runtime.checks import real
 
 Number = TypeVar("Number", float, np.ndarray, np.number, jax.Array)
 

@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from meco_jax import batching, optimal, search, solver
+from meco_jax import batching, solver
 from meco_jax import system as sy
-from meco_jax.checks import integer, refuse
-from meco_jax.network import Policy
-from meco_jax.policy import GeneralPolicy
+from meco_jax.exact import enumeration, search
+from meco_jax.learned.policy import GeneralPolicy
+from meco_jax.paper.network import Policy
+from meco_jax.runtime.checks import integer, refuse
 from meco_jax.solver import Method, Scheme, name_of, solve
 
 Sizes = int | Sequence[int]
@@ -98,7 +99,7 @@ def _later_calls(number: int, sizes: Sequence[int]) -> Iterator[tuple[str, Calla
     """Name and make the calls of what follows the first stage of the optimum."""
     h, system = np.full((1, number), 1e-3), sy.check_system(sy.table1(number))
     rows = batching.Rows(sy.check_channels(h, number), system, 1)
-    for place, stage in enumerate(optimal.STAGES[1:], 2):
+    for place, stage in enumerate(enumeration.STAGES[1:], 2):
         for size in sizes:
             name = f"optimal, {number} devices, {size} channels, stage {place}"
             repeated = np.zeros(size, int)

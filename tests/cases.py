@@ -19,7 +19,7 @@ import reference
 from absl import app, flags
 
 from meco_jax import Policy, System, table1
-from meco_jax.network import Network, init_variables
+from meco_jax.paper.network import Network, init_variables
 from meco_jax.system import check_system
 
 BASES = (2.0, np.e, 10.0)

@@ -12,8 +12,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import meco_jax as mj
-from meco_jax import policy_training, settings, sweep
-from meco_jax.policy import DeviceNetwork
+from meco_jax.learned import training as policy_training
+from meco_jax.learned.policy import DeviceNetwork
+from meco_jax.paper import sweep
+from meco_jax.runtime import settings
 
 METHODS = ("mcos", "mcos_partial", "pcos", "optimal", "bcos")
 TINY = mj.TrainConfig(num_channels=24, batch_size=12, epochs=2, chunk_epochs=1, hidden=(4,))

@@ -17,7 +17,7 @@ import reference
 import rivals
 
 from meco_jax import System, solve
-from meco_jax.search import search
+from meco_jax.exact.search import search
 
 PATH = Path(__file__).parent / "data" / "regression.npz"
 LARGEST = 40  # devices; fewer are padded with zeros

@@ -7,8 +7,8 @@ from cases import check_solution, pad_to, random_case, stack
 
 from meco_jax import System, allocate
 from meco_jax import system as sy
-from meco_jax.allocation import relax, set_energy
-from meco_jax.uplink import (
+from meco_jax.exact.allocation import relax, set_energy
+from meco_jax.exact.uplink import (
     best_nats,
     link,
     log_price,

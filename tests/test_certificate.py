@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from meco_jax import System, solve
 from meco_jax import system as sy
-from meco_jax.search import search, solution_on_host
+from meco_jax.exact.search import search, solution_on_host
 
 CHANNELS, DEVICES, PADDED = 32, 5, 16  # the shapes of the other properties
 EXAMPLES = int(os.environ.get("MECO_FUZZ", "3"))

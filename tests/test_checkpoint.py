@@ -4,7 +4,7 @@ import pytest
 from cases import untrained_policy
 
 from meco_jax import load_policy, sample_channels, save_policy, table1
-from meco_jax.files import write_atomically
+from meco_jax.runtime.atomic import write_atomically
 
 
 @pytest.fixture(scope="module")

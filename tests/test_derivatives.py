@@ -15,8 +15,8 @@ import pytest
 from cases import quick_environment
 
 from meco_jax import Policy, System, allocate, pad_devices, solve
-from meco_jax import network as nw
 from meco_jax import system as sy
+from meco_jax.paper import network as nw
 
 FIELDS = (*sy.SYSTEM_RANGES, "h")
 OUTPUTS = {  # what is differentiated of each method's solution

@@ -18,7 +18,7 @@ import trainings
 from cases import ROOT, TINY, flip, inside, one_line, quick_environment, read_results, run
 
 from meco_jax import load_policy, sample_channels, solve, table1
-from meco_jax.store import is_whole
+from meco_jax.runtime.checkpoints import is_whole
 
 
 def test_sweep_k_writes_everything(finished):

@@ -24,8 +24,8 @@ from cases import TINY, flip, inside, one_line, run, untrained_policy
 
 import meco_jax
 from meco_jax import load_policy, save_policy
-from meco_jax.files import FolderLock, InUseError
-from meco_jax.store import DamagedRunError, OtherRunError, RunStore
+from meco_jax.runtime.atomic import FolderLock, InUseError
+from meco_jax.runtime.checkpoints import DamagedRunError, OtherRunError, RunStore
 
 TRIES = int(os.environ.get("MECO_FAULTS", "60"))
 SHIPPED = Path(meco_jax.__file__).parent / "pretrained.npz"
@@ -286,7 +286,7 @@ def test_one_process_trains_in_a_folder(tmp_path):
     save_some(tmp_path)
     code = f"""
 import time, pathlib
-from meco_jax.files import FolderLock
+from meco_jax.runtime.atomic import FolderLock
 FolderLock(pathlib.Path({str(tmp_path)!r}))
 print("held", flush=True)
 time.sleep(600)

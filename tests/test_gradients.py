@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from cases import random_case
 
-from meco_jax import gradients as gr
-from meco_jax.allocation import relax, set_energy
-from meco_jax.gradients import GRADIENTS, differences, energy, exact_energy, make_case
+from meco_jax.exact.allocation import relax, set_energy
+from meco_jax.exact.uplink import link
+from meco_jax.learned import estimators as gr
+from meco_jax.learned.estimators import GRADIENTS, differences, energy, exact_energy, make_case
 from meco_jax.system import check_system, forced
-from meco_jax.uplink import link
 
 
 @pytest.fixture

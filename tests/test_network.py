@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meco_jax import network as nw
 from meco_jax import sample_channels, table1
 from meco_jax import system as sy
+from meco_jax.paper import network as nw
 
 
 def test_binarize_forward():

@@ -11,11 +11,12 @@ from cases import check_solution, pad_to, random_case, stack
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meco_jax import allocate, optimal, sample_channels, sample_systems, solve, table1
+from meco_jax import allocate, sample_channels, sample_systems, solve, table1
 from meco_jax import system as sy
-from meco_jax.uplink import fits, link
+from meco_jax.exact import enumeration
+from meco_jax.exact.uplink import fits, link
 
-optimal_one = jax.jit(optimal.optimal)
+optimal_one = jax.jit(enumeration.optimal)
 optimal_set = jax.jit(allocate)
 
 
@@ -154,13 +155,13 @@ def test_certificates_are_true_for_every_channel_of_a_batch():
 
 
 @pytest.mark.parametrize(
-    ("stage", "num_devices"), [(optimal.STAGES[0], 14), (optimal.STAGES[1], 20)]
+    ("stage", "num_devices"), [(enumeration.STAGES[0], 14), (enumeration.STAGES[1], 20)]
 )
 def test_batches_equal_single_channels(stage, num_devices):
     """Compilers differ between the two, and one has summed sets wrongly in batches."""
     system = sy.check_system(sy.pad_devices(table1(num_devices), -(-num_devices // 8) * 8))
     h = sample_channels(jax.random.key(1), system, 1000)
-    solve_one = functools.partial(optimal.optimal, system, stage=stage)
+    solve_one = functools.partial(enumeration.optimal, system, stage=stage)
     alone = jax.jit(lambda h: jax.lax.map(solve_one, h))(h)
     batch = jax.jit(jax.vmap(solve_one))(h)
     ok = np.asarray(alone.feasible)
@@ -195,8 +196,8 @@ def test_stages_only_improve():
     cases = [random_case(rng, 14, slot=0.35) for _ in range(20)]
     systems, h = stack([c[0] for c in cases]), jnp.stack([c[1] for c in cases])
     small, large = (
-        jax.jit(jax.vmap(lambda s, h, stage=stage: optimal.optimal(s, h, stage)))(systems, h)
-        for stage in (optimal.Stage(4, 2), optimal.Stage(10, 16))
+        jax.jit(jax.vmap(lambda s, h, stage=stage: enumeration.optimal(s, h, stage)))(systems, h)
+        for stage in (enumeration.Stage(4, 2), enumeration.Stage(10, 16))
     )
     feasible = np.asarray(small.feasible)
     np.testing.assert_array_equal(feasible, large.feasible)
@@ -238,7 +239,7 @@ def test_no_nan_and_finite_gradients():
 
 
 def finite_energy(h, system):
-    energy = optimal.optimal(system, h).energy
+    energy = enumeration.optimal(system, h).energy
     return jnp.where(jnp.isfinite(energy), energy, 0.0)
 
 
@@ -247,7 +248,7 @@ def test_feasible_whenever_the_forced_devices_fit():
     systems, h = sample_systems(jax.random.key(9), 4000, 20)
     fit = lambda s, h: fits(link(s, h), sy.forced(s).astype(h.dtype))  # noqa: E731
     forced_fit = jax.jit(jax.vmap(fit))(systems, h)
-    found = jax.jit(jax.vmap(functools.partial(optimal.optimal, stage=optimal.STAGES[0])))(
+    found = jax.jit(jax.vmap(functools.partial(enumeration.optimal, stage=enumeration.STAGES[0])))(
         systems, h
     )
     np.testing.assert_array_equal(found.feasible, forced_fit)

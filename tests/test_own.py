@@ -12,8 +12,9 @@ import pytest
 import trainings
 from cases import TINY, inside, one_line, run
 
-from meco_jax import make_grid, sweep, table1
-from meco_jax.store import OtherRunError
+from meco_jax import make_grid, table1
+from meco_jax.paper import sweep
+from meco_jax.runtime.checkpoints import OtherRunError
 
 SCHEMES = '''
 import meco_jax

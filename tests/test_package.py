@@ -7,28 +7,32 @@ import meco_jax
 PACKAGE = Path(meco_jax.__file__).parent
 # fmt: off
 ORDER = (
-    "files", "settings", "checks", "twofold", "derivatives", "units", "describe", "system",
-    "solution", "arguments", "uplink", "duals", "allocation", "schemes", "optimal", "search",
-    "network", "policy", "checkpoint", "store", "loop", "gradients", "training",
-    "policy_training", "sweep", "batching", "solver", "warmup", "evaluation", "figures",
+    "runtime.atomic", "runtime.settings", "runtime.checks", "exact.twofold", "exact.derivatives",
+    "units", "runtime.describe", "system", "solution", "runtime.arguments", "exact.uplink",
+    "exact.duals", "exact.allocation", "exact.schemes", "exact.enumeration", "exact.search",
+    "paper.network", "learned.policy", "runtime.policies", "runtime.checkpoints", "runtime.loop",
+    "learned.estimators", "paper.training", "learned.training", "paper.sweep", "batching",
+    "solver", "warmup", "evaluation", "figures",
 )
 # fmt: on
 
 
 def imported(module):
     """Modules of the package that a module imports."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "meco_jax":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("meco_jax."):
-            found.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("meco_jax"):
+            whole = node.module.removeprefix("meco_jax").removeprefix(".")
+            names = {f"{whole}.{alias.name}".removeprefix(".") for alias in node.names}
+            found |= {whole} if whole in ORDER else names
     return found
 
 
 def test_imports_go_one_way():
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {*ORDER, "__init__"}
+    paths = [path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")]
+    modules = {".".join(path.parts) for path in paths if path.name != "__init__"}
+    assert modules == set(ORDER)
     for place, module in enumerate(ORDER):
         assert imported(module) <= set(ORDER[:place]), module
 
@@ -40,7 +44,8 @@ def test_tests_import_no_tests():
 
 def test_public_names():
     assert list(meco_jax.__all__) == sorted(meco_jax.__all__)
-    assert not set(meco_jax.__all__) & set(ORDER)  # or `import meco_jax.solver` would break
+    modules = {module.split(".")[0] for module in ORDER}
+    assert not set(meco_jax.__all__) & modules  # or `import meco_jax.solver` would break
     assert all(getattr(meco_jax, name).__doc__ for name in meco_jax.__all__)
 
 
@@ -71,7 +76,7 @@ def test_references_to_the_theory():
     sections = [int(number) for number in re.findall(r"^## (\d+)\. \w", theory, re.MULTILINE)]
     assert sections == list(range(1, len(sections) + 1))
     assert set(cited("", " ".join(theory.split()))) <= {0, *sections}
-    code = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py"))
+    code = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     assert set(re.findall(r"`(\w+)`", theory)) <= set(re.findall(r"\w+", code))
     root = Path(__file__).parent.parent
     recipes = (root / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")

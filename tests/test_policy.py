@@ -2,6 +2,7 @@ import itertools
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,10 @@ from meco_jax import (
     table1,
     train_policy,
 )
-from meco_jax.gradients import energy
-from meco_jax.policy import DeviceNetwork, flips, init_params
-from meco_jax.store import OtherRunError
+from meco_jax.learned.estimators import energy
+from meco_jax.learned.policy import DeviceNetwork, flips, init_params
+from meco_jax.runtime import policies
+from meco_jax.runtime.checkpoints import OtherRunError
 
 TINY = PolicyConfig(
     batches=((8, 6), (4, 10)), network=DeviceNetwork(8, 1), steps_per_epoch=3, epochs=4
@@ -216,7 +218,7 @@ def test_policy_survives_a_file(untrained, tmp_path):
 
 
 def test_shipped_file_says_how_it_was_made():
-    path = meco_jax.checkpoint.Path(meco_jax.__file__).parent / meco_jax.checkpoint.PRETRAINED
+    path = Path(meco_jax.__file__).parent / policies.PRETRAINED
     assert path.stat().st_size < 1e6
     assert "experiments/train_policy.py" in str(np.load(path)["settings"])
 

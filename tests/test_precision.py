@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import pytest
 from cases import quick_environment, run
 
-from meco_jax import pretrained, schemes, system
-from meco_jax.optimal import STAGES, optimal
+from meco_jax import pretrained, system
+from meco_jax.exact import schemes
+from meco_jax.exact.enumeration import STAGES, optimal
 
 METHODS = {
     "mcos": schemes.mcos,

@@ -17,11 +17,11 @@ import trainings
 from cases import ROOT, TINY, fresh_flags, inside, one_line
 
 from meco_jax import TrainConfig, figures, make_grid
-from meco_jax.files import json_text
-from meco_jax.loop import whole_chunk
-from meco_jax.policy_training import PolicyConfig, check_policy_config
-from meco_jax.store import OtherRunError
-from meco_jax.training import check_config
+from meco_jax.learned.training import PolicyConfig, check_policy_config
+from meco_jax.paper.training import check_config
+from meco_jax.runtime.atomic import json_text
+from meco_jax.runtime.checkpoints import OtherRunError
+from meco_jax.runtime.loop import whole_chunk
 
 FIGURES = ROOT / "experiments" / "figures"
 

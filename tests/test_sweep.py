@@ -9,15 +9,15 @@ from meco_jax import (
     make_grid,
     pcos,
     sample_channels,
-    schemes,
     solve,
-    store,
-    sweep,
     table1,
     train,
     train_grid,
 )
 from meco_jax.evaluation import Outcome, summarise
+from meco_jax.exact import schemes
+from meco_jax.paper import sweep
+from meco_jax.runtime import checkpoints
 
 CONFIG = TrainConfig(
     num_channels=200, batch_size=50, epochs=2, chunk_epochs=1, hidden=(8,), learning_rate=1e-3
@@ -140,14 +140,16 @@ def test_resume_is_bitwise_equal(tmp_path):
     finished, _ = train_grid(lanes(), config, **keep, report=kill)  # nothing left to do
     jax.tree.map(np.testing.assert_array_equal, whole.variables, finished.variables)
     with pytest.raises(
-        store.OtherRunError, match=r"batch_size must be 50 to go on with the run in .*; got"
+        checkpoints.OtherRunError, match=r"batch_size must be 50 to go on with the run in .*; got"
     ):
         train_grid(lanes(), config.replace(batch_size=25), folder=tmp_path)
     with pytest.raises(ValueError, match="num_devices must be"):
         train_grid(make_grid({"num_devices": [2, 5]}), config, folder=tmp_path)
     record = tmp_path / "settings.json"  # as a process in the other precision leaves it
     record.write_text(record.read_text().replace('"float32"', '"float64"'))
-    with pytest.raises(store.OtherRunError, match=r"precision must be float64 to go on .*float32"):
+    with pytest.raises(
+        checkpoints.OtherRunError, match=r"precision must be float64 to go on .*float32"
+    ):
         train_grid(lanes(), config, folder=tmp_path)
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from meco_jax import TrainConfig, sample_channels, solve, table1, train
 from meco_jax import system as sy
-from meco_jax import training as tr
-from meco_jax.network import SLOPES, Decision
+from meco_jax.paper import training as tr
+from meco_jax.paper.network import SLOPES, Decision
 
 TINY = tr.check_config(
     TrainConfig(num_channels=200, batch_size=50, epochs=4, chunk_epochs=2, hidden=(16, 8))

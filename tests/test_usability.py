@@ -20,20 +20,10 @@ import pytest
 import scipy.io
 
 import meco_jax
-from meco_jax import (
-    Solution,
-    System,
-    batching,
-    describe,
-    optimal,
-    search,
-    solve,
-    solver,
-    table1,
-    units,
-    warmup,
-)
-from meco_jax.network import Network, init_variables
+from meco_jax import Solution, System, batching, solve, solver, table1, units, warmup
+from meco_jax.exact import enumeration, search
+from meco_jax.paper.network import Network, init_variables
+from meco_jax.runtime import describe
 
 PACKAGE = Path(meco_jax.__file__).parent
 COMPILE = "/jax/core/compile/backend_compile_duration"
@@ -41,8 +31,9 @@ COMPILE = "/jax/core/compile/backend_compile_duration"
 
 def classes():
     """All data classes, named tuples and dictionaries of the package."""
-    for path in PACKAGE.glob("*.py"):
-        module = importlib.import_module(f"meco_jax.{path.stem}")
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        module = importlib.import_module(".".join(parts))
         for _, found in inspect.getmembers(module, inspect.isclass):
             holds = dataclasses.is_dataclass(found) or issubclass(found, (tuple, dict))
             if found.__module__ == module.__name__ and holds:
@@ -108,12 +99,14 @@ def test_reprs_tell_what_matters():
     assert len(repr(policy)) < 800
     points = tuple({"slot": slot, "seed": seed} for slot in (0.3, 0.5) for seed in range(45))
     systems = jax.tree.map(lambda leaf: np.repeat([leaf], 90, 0), tasks(14))
-    text = repr(meco_jax.sweep.Lanes(points, systems, np.arange(90), {"multiplier": np.ones(90)}))
+    text = repr(
+        meco_jax.paper.sweep.Lanes(points, systems, np.arange(90), {"multiplier": np.ones(90)})
+    )
     assert "points=90 from {'seed': 0, 'slot': 0.3} to {'seed': 44, 'slot': 0.5}" in " ".join(
         text.split()
     )
     assert len(text) < 1000
-    history = meco_jax.loop.History(step=np.arange(400), gap=np.ones(400))
+    history = meco_jax.runtime.loop.History(step=np.arange(400), gap=np.ones(400))
     assert len(repr(history)) < 100
     assert jax.tree.map(len, history) == {"step": 400, "gap": 400}
 
@@ -158,7 +151,7 @@ def test_reprs_of_anything_that_transformations_make():
 def test_units_of_reprs_are_those_of_the_comments():
     fields = re.compile(r"^    (\w+): .*\[([^\]]+)\]$", re.MULTILINE)
     seen = set()
-    for public in (Solution, System, meco_jax.evaluation.Outcome, meco_jax.network.Decision):
+    for public in (Solution, System, meco_jax.evaluation.Outcome, meco_jax.paper.network.Decision):
         source = inspect.getsource(public)
         source = re.sub(r"((?:    #.*\n)+)(    \w+: .*)", r"\2  \1", source)  # comments above
         for name, unit in fields.findall(source.replace(" = None  # type: ignore[assignment]", "")):
@@ -333,7 +326,7 @@ def test_after_warming_up_nothing_compiles(compiled, rng):
 
 def test_warming_up_includes_what_the_optimum_may_need(compiled, rng, monkeypatch):
     """All later stages, the search on the host and what follows it."""
-    monkeypatch.setattr(optimal, "STAGES", (optimal.Stage(1, 1), optimal.Stage(2, 2)))
+    monkeypatch.setattr(enumeration, "STAGES", (enumeration.Stage(1, 1), enumeration.Stage(2, 2)))
     jax.clear_caches()
     seconds = meco_jax.warm_up([8], method="optimal")
     assert list(seconds)[1:] == [

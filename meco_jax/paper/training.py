@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from meco_jax import network as nw
 from meco_jax import system as sy
-from meco_jax.checks import outside_traces
-from meco_jax.describe import short_repr
-from meco_jax.loop import History, Metrics, Report, cosine_adam, train_loop, whole_chunk
-from meco_jax.network import Decision, Network, Policy, Role
-from meco_jax.settings import as_key, moves_data
+from meco_jax.exact.uplink import fits, link
+from meco_jax.paper import network as nw
+from meco_jax.paper.network import Decision, Network, Policy, Role
+from meco_jax.runtime.checks import outside_traces
+from meco_jax.runtime.describe import short_repr
+from meco_jax.runtime.loop import History, Metrics, Report, cosine_adam, train_loop, whole_chunk
+from meco_jax.runtime.settings import as_key, moves_data
 from meco_jax.system import System
-from meco_jax.uplink import fits, link
 
 ByScheme = Any  # a float, or None for the scheme's default
 

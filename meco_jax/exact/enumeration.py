@@ -16,18 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from meco_jax import system as sy
-from meco_jax.allocation import finish, priced_set, relax
-from meco_jax.derivatives import with_derivative
-from meco_jax.describe import short_repr
-from meco_jax.duals import Grid, least_dual, price_grid, proven_dual, saving
-from meco_jax.solution import Solution
-from meco_jax.system import System
-from meco_jax.uplink import (
+from meco_jax.exact.allocation import finish, priced_set, relax
+from meco_jax.exact.derivatives import with_derivative
+from meco_jax.exact.duals import Grid, least_dual, price_grid, proven_dual, saving
+from meco_jax.exact.uplink import (
     FIT_TOLERANCE,
     least_shares,
     link,
     pairwise_sum,
 )
+from meco_jax.runtime.describe import short_repr
+from meco_jax.solution import Solution
+from meco_jax.system import System
 
 COARSE = 33, 4.0  # prices of the grid, odd, so that mu* is one of them; half its width [ln W]
 FINE = 17, 0.3

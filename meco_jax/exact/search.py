@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 
 from meco_jax import system as sy
-from meco_jax.duals import Grid, least_dual, price_grid, saving
-from meco_jax.optimal import COARSE
-from meco_jax.solution import Solution
-from meco_jax.system import System
-from meco_jax.uplink import (
+from meco_jax.exact.duals import Grid, least_dual, price_grid, saving
+from meco_jax.exact.enumeration import COARSE
+from meco_jax.exact.uplink import (
     FIT_TOLERANCE,
     LEAST_POWER,
     Link,
@@ -24,6 +22,8 @@ from meco_jax.uplink import (
     log_price,
     nats_at,
 )
+from meco_jax.solution import Solution
+from meco_jax.system import System
 
 MAX_NODES = 200_000  # of the exact search: about a second a channel
 EXACT_NODES = 50  # what an exact allocation there counts as

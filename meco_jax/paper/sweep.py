@@ -25,13 +25,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from meco_jax import system as sy
-from meco_jax.checks import outside_traces, refuse
-from meco_jax.describe import short_repr
-from meco_jax.loop import History, Keep, Metrics, Report, train_loop
-from meco_jax.network import Policy
-from meco_jax.settings import as_key, moves_data
-from meco_jax.system import System, table1
-from meco_jax.training import (
+from meco_jax.paper.network import Policy
+from meco_jax.paper.training import (
     Run,
     TrainConfig,
     TrainState,
@@ -40,6 +35,11 @@ from meco_jax.training import (
     make_policy,
     start,
 )
+from meco_jax.runtime.checks import outside_traces, refuse
+from meco_jax.runtime.describe import short_repr
+from meco_jax.runtime.loop import History, Keep, Metrics, Report, train_loop
+from meco_jax.runtime.settings import as_key, moves_data
+from meco_jax.system import System, table1
 
 SEEDS = "seed", "task_seed", "train_seed"
 NUMBERS = (

@@ -25,14 +25,14 @@ import jax
 import jax.numpy as jnp
 
 from meco_jax import system as sy
-from meco_jax.allocation import relax
-from meco_jax.checks import refuse
-from meco_jax.describe import short_repr
-from meco_jax.duals import price_grid
-from meco_jax.network import binarize
-from meco_jax.policy import GRID, device_features, flips, price_certainty
+from meco_jax.exact.allocation import relax
+from meco_jax.exact.duals import price_grid
+from meco_jax.exact.uplink import link
+from meco_jax.learned.policy import GRID, device_features, flips, price_certainty
+from meco_jax.paper.network import binarize
+from meco_jax.runtime.checks import refuse
+from meco_jax.runtime.describe import short_repr
 from meco_jax.system import System
-from meco_jax.uplink import link
 
 OVERFLOW = 100.0  # energy of a set whose fastest times are twice the slot, over the bound [-]
 LIMIT = 1.0  # largest gradient of a device's decision, over the bound [-]

@@ -18,21 +18,21 @@ from flax import linen as nn
 from flax import struct
 
 from meco_jax import system as sy
-from meco_jax.allocation import Relaxed, finish, relax
-from meco_jax.checks import integer
-from meco_jax.describe import short_repr
-from meco_jax.duals import price_grid
-from meco_jax.files import write_atomically
-from meco_jax.network import Variables, widen
-from meco_jax.schemes import best_head, cheapest
-from meco_jax.solution import Solution
-from meco_jax.system import System
-from meco_jax.uplink import (
+from meco_jax.exact.allocation import Relaxed, finish, relax
+from meco_jax.exact.duals import price_grid
+from meco_jax.exact.schemes import best_head, cheapest
+from meco_jax.exact.uplink import (
     Link,
     best_nats,
     link,
     priced_cost,
 )
+from meco_jax.paper.network import Variables, widen
+from meco_jax.runtime.atomic import write_atomically
+from meco_jax.runtime.checks import integer
+from meco_jax.runtime.describe import short_repr
+from meco_jax.solution import Solution
+from meco_jax.system import System
 
 PRICES = 0.0, -1.0, 1.0  # at which devices are looked at, over mu* [ln]
 GRID = 17, 3.0  # prices and half width [ln W] of the grid that compares decisions

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from meco_jax import twofold
-from meco_jax.describe import short_repr
-from meco_jax.uplink import (
+from meco_jax.exact import twofold
+from meco_jax.exact.uplink import (
     LEAST_POWER,
     SHARE_UNIT,
     SMALLEST,
@@ -28,6 +27,7 @@ from meco_jax.uplink import (
     rounding,
     sums_of,
 )
+from meco_jax.runtime.describe import short_repr
 
 
 @short_repr

@@ -18,12 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from meco_jax import system as sy
-from meco_jax.derivatives import at_best, with_derivative
-from meco_jax.describe import short_repr
-from meco_jax.duals import proven_dual
-from meco_jax.solution import Solution
-from meco_jax.system import System
-from meco_jax.uplink import (
+from meco_jax.exact.derivatives import at_best, with_derivative
+from meco_jax.exact.duals import proven_dual
+from meco_jax.exact.uplink import (
     Link,
     best_nats,
     device_energy,
@@ -39,6 +36,9 @@ from meco_jax.uplink import (
     sums_of,
     switch_price,
 )
+from meco_jax.runtime.describe import short_repr
+from meco_jax.solution import Solution
+from meco_jax.system import System
 
 NEWTON_STEPS = 10  # for the price of a fixed set; 6 reach float32 save where many powers cap
 LAST_STEPS = 6  # the same between two breakpoints, where no more powers cap

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from meco_jax.describe import short_repr
-from meco_jax.store import RunStore
+from meco_jax.runtime.checkpoints import RunStore
+from meco_jax.runtime.describe import short_repr
 
 Metrics = dict[str, jax.Array]
 Row = dict[str, np.ndarray]  # the metrics of one report, and "step"

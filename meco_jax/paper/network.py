@@ -18,12 +18,12 @@ from flax import linen as nn
 from flax import struct
 
 from meco_jax import system as sy
-from meco_jax.allocation import relax
-from meco_jax.describe import short_repr
-from meco_jax.settings import moves_data
+from meco_jax.exact.allocation import relax
+from meco_jax.exact.uplink import FIT_TOLERANCE, link
+from meco_jax.runtime.describe import short_repr
+from meco_jax.runtime.settings import moves_data
 from meco_jax.solution import Solution
 from meco_jax.system import System
-from meco_jax.uplink import FIT_TOLERANCE, link
 
 Role = Literal["teacher", "student"]
 Times = Literal["network", "realised"]

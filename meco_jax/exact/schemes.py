@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from meco_jax import system as sy
-from meco_jax.allocation import finish, relax, set_energy
-from meco_jax.duals import Grid, price_grid
-from meco_jax.solution import Solution
-from meco_jax.system import System
-from meco_jax.uplink import (
+from meco_jax.exact.allocation import finish, relax, set_energy
+from meco_jax.exact.duals import Grid, price_grid
+from meco_jax.exact.uplink import (
     Link,
     energy_spent,
     fits,
     link,
     priced_cost,
 )
+from meco_jax.solution import Solution
+from meco_jax.system import System
 
 GRID = 33, 4.0  # prices and half width [ln W] of the grid that compares decisions
 EXACT = 3  # decisions worth an exact allocation

@@ -20,10 +20,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from meco_jax import system as sy
-from meco_jax.files import write_atomically
-from meco_jax.network import Network, Policy, init_variables
-from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
-from meco_jax.settings import moves_data
+from meco_jax.learned.policy import DeviceNetwork, GeneralPolicy, init_params
+from meco_jax.paper.network import Network, Policy, init_variables
+from meco_jax.runtime.atomic import write_atomically
+from meco_jax.runtime.settings import moves_data
 
 FORMAT, GENERAL_FORMAT = "meco_jax policy 1", "meco_jax general policy 1"
 PRETRAINED = "pretrained.npz"
@@ -191,7 +191,7 @@ def shipped(precision: np.dtype) -> GeneralPolicy:
     """Keep the shipped policy in the ``precision`` that JAX runs in."""
     del precision
     with jax.ensure_compile_time_eval():  # weights that stay, also where a program is recorded
-        policy = load_policy(Path(__file__).parent / PRETRAINED)
+        policy = load_policy(Path(__file__).parents[1] / PRETRAINED)
         return jax.device_put(cast(GeneralPolicy, policy))
 
 

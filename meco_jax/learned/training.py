@@ -1,7 +1,7 @@
 """Training of the general policy without labels, over random systems.
 
 Every step draws new systems and channels, prices them, and follows a gradient estimator of
-``meco_jax.gradients``, or one of your own.
+``meco_jax.learned.estimators``, or one of your own.
 """
 
 from __future__ import annotations
@@ -19,13 +19,21 @@ import numpy as np
 import optax
 from flax import struct
 
-from meco_jax import gradients as gr
 from meco_jax import system as sy
-from meco_jax.checks import outside_traces
-from meco_jax.describe import short_repr
-from meco_jax.loop import History, Keep, Metrics, Report, cosine_adam, train_loop, whole_chunk
-from meco_jax.policy import DeviceNetwork, GeneralPolicy, init_params
-from meco_jax.settings import as_key, moves_data
+from meco_jax.learned import estimators as gr
+from meco_jax.learned.policy import DeviceNetwork, GeneralPolicy, init_params
+from meco_jax.runtime.checks import outside_traces
+from meco_jax.runtime.describe import short_repr
+from meco_jax.runtime.loop import (
+    History,
+    Keep,
+    Metrics,
+    Report,
+    cosine_adam,
+    train_loop,
+    whole_chunk,
+)
+from meco_jax.runtime.settings import as_key, moves_data
 from meco_jax.system import System, table1
 
 LOG_BASES = (2.0, math.e, 10.0)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from meco_jax import system as sy
-from meco_jax.checks import as_floats, is_traced, real, refuse
+from meco_jax.runtime.checks import as_floats, is_traced, real, refuse
 from meco_jax.system import ArrayLike, System
 
 RANKS = {name: int(name in sy.PER_DEVICE) for name in (*sy.SYSTEM_RANGES, "active")}

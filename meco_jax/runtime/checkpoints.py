@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from meco_jax.files import FolderLock, json_text, write_atomically
+from meco_jax.runtime.atomic import FolderLock, json_text, write_atomically
 
 KEPT = 2  # checkpoints: the latest, and one to fall back on
 DIGEST = "sha256"  # file beside those of Orbax

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from meco_jax import system as sy
-from meco_jax import twofold
-from meco_jax.derivatives import at_best
-from meco_jax.describe import short_repr
+from meco_jax.exact import twofold
+from meco_jax.exact.derivatives import at_best
+from meco_jax.runtime.describe import short_repr
 from meco_jax.system import System
 
 FIT_TOLERANCE = 5e-7  # a set whose fastest times exceed the slot by less still fits [-]

@@ -1,0 +1,1 @@
+"""What is solved exactly: the uplink's closed forms, bounds, allocation, enumeration, search."""
