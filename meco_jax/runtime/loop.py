@@ -62,6 +62,7 @@ class Schedule(Protocol):
         """Steps in an epoch."""
 
 
+@short_repr
 class Keep(NamedTuple, Generic[Carry]):
     """Where the checkpoints of a training are kept, and what of it they hold."""
 
