@@ -14,10 +14,10 @@ import math
 from functools import partial
 from typing import Any
 
-import common
 import jax
 import numpy as np
 from absl import flags
+from support import common
 
 from meco_jax import Solution, System, sample_channels, solve
 from meco_jax.exact.allocation import allocate

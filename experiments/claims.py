@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
 from absl import flags
+from support import common
 
 from meco_jax import figures
 

@@ -14,11 +14,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
-import result_tables
-import trainings
 from absl import flags
+from report import result_tables
+from support import common, trainings
 
 from meco_jax import TrainConfig
 from meco_jax.paper.training import check_config

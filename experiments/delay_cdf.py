@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import claims
-import common
 import numpy as np
-import trainings
 from absl import flags
+from support import common, trainings
 
 from meco_jax import figures
 

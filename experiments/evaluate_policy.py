@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 import result_figures
-import result_tables
 from absl import flags
+from report import result_tables
+from support import common
 
 from meco_jax import GeneralPolicy, System, figures, load_policy, pretrained, solve
 from meco_jax import system as sy

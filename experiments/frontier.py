@@ -20,13 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rivals
-import trainings
 from absl import flags
+from support import common, rivals, trainings
 
 from meco_jax import (
     Policy,

@@ -18,12 +18,12 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-import result_tables
 from absl import flags
+from report import result_tables
+from support import common
 
 from meco_jax import GeneralPolicy, PolicyConfig, System, figures, pad_devices, solve
 from meco_jax import system as sy

@@ -11,9 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import common
-import trainings
 from absl import flags
+from support import common, trainings
 
 from meco_jax import figures
 

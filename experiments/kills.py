@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import common
 import numpy as np
 from absl import flags
+from support import common
 
 from meco_jax import load_policy
 from meco_jax.runtime.checkpoints import is_whole

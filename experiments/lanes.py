@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import common
 import jax
 import numpy as np
-import result_tables
-import trainings
 from absl import flags
+from report import result_tables
+from support import common, trainings
 
 from meco_jax import TrainConfig, figures, make_grid, train_grid
 from meco_jax.paper.sweep import Lanes

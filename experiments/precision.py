@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-import result_tables
 from absl import flags
+from report import result_tables
+from support import common
 
 from meco_jax import System, sample_systems, solve
 from meco_jax import system as sy

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import claims
-import common
 import numpy as np
-import result_tables
 from absl import flags
-from result_values import VALUES, Values
+from report import result_tables
+from report.result_values import VALUES, Values
+from support import common
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(claims)

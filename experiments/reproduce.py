@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import claims
-import common
 import numpy as np
 import render_results
-import result_tables
 from absl import flags
+from report import result_tables
+from support import common
 
 Row = dict[str, Any]
 

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import claims
-import common
-import result_tables
 from absl import flags
 from matplotlib.figure import Figure
-from result_tables import Rows
+from report import result_tables
+from report.result_tables import Rows
+from support import common
 
 from meco_jax import figures
 

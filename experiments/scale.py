@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import common
 import jax
 import numpy as np
 from absl import flags
-from result_tables import slope
+from report.result_tables import slope
+from support import common
 
 from meco_jax import System, figures, sample_channels, solve
 from meco_jax.system import check_system, table1

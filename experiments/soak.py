@@ -18,11 +18,11 @@ from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import common
 import jax
 import numpy as np
-import result_tables
 from absl import flags
+from report import result_tables
+from support import common
 
 from meco_jax import Solution, System, batching, figures, sample_channels, solve, solver, table1
 

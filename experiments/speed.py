@@ -11,12 +11,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-import trainings
 from absl import flags
+from support import common, trainings
 
 from meco_jax import make_grid, pad_devices, sample_channels, solve, train, train_grid
 from meco_jax.batching import DEVICE_MULTIPLE

@@ -8,9 +8,8 @@ Writes results.csv, figure5.png/.pdf, training.png/.pdf, the policies and run.js
 
 from __future__ import annotations
 
-import common
-import trainings
 from absl import flags
+from support import common, trainings
 
 FLAGS = flags.FLAGS
 common.define_flags()

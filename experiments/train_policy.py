@@ -13,10 +13,10 @@ import shlex
 import sys
 from typing import Any
 
-import common
 import jax
 import numpy as np
 from absl import flags
+from support import common
 
 from meco_jax import PolicyConfig, figures, save_policy, train_policy
 from meco_jax.learned.estimators import GRADIENTS

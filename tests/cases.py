@@ -64,7 +64,7 @@ def fresh_flags():
 
 def inside(*words, script="sweep_k"):
     """Run a script in this process: quick where little is compiled."""
-    import common  # of experiments/
+    from support import common  # of experiments/
 
     text, argv = (io.StringIO(), io.StringIO()), [f"{script}.py", *words]
     start = lambda main, flags_parser: main(flags_parser(sys.argv))  # noqa: E731

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import reference
-import rivals
+from support import rivals
 
 from meco_jax import System, solve
 from meco_jax.exact.search import search

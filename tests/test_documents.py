@@ -66,7 +66,7 @@ def test_commands_are_those_of_scripts(path):
         assert any((folder / name).exists() for folder in folders), name
     for name in re.findall(r"\w+\.flags", text):
         assert (ROOT / "experiments" / "flags" / name).exists(), name
-    sources = "".join(file.read_text() for file in ROOT.glob("experiments/*.py"))
+    sources = "".join(file.read_text() for file in ROOT.glob("experiments/**/*.py"))
     known = {"flagfile", "help", "require-hashes", "no-deps"}
     known |= set(re.findall(r'"(\w+)"', sources))
     flags = re.findall(r"[ `]--(?:pcos_)?([a-z][\w-]+)", text)  # learned PCOS has some of its own

@@ -14,8 +14,8 @@ import time
 import jax
 import numpy as np
 import pytest
-import trainings
 from cases import ROOT, TINY, flip, inside, one_line, quick_environment, read_results, run
+from support import trainings
 
 from meco_jax import load_policy, sample_channels, solve, table1
 from meco_jax.runtime.checkpoints import is_whole

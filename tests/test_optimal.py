@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-import rivals
 from cases import check_solution, pad_to, random_case, stack
 from hypothesis import given
 from hypothesis import strategies as st
+from support import rivals
 
 from meco_jax import allocate, sample_channels, sample_systems, solve, table1
 from meco_jax import system as sy

@@ -5,12 +5,11 @@ import json
 import shutil
 import sys
 
-import common
 import jax
 import numpy as np
 import pytest
-import trainings
 from cases import TINY, inside, one_line, run
+from support import common, trainings
 
 from meco_jax import make_grid, table1
 from meco_jax.paper import sweep

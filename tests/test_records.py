@@ -9,12 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import common
 import numpy as np
 import pytest
-import records
-import trainings
 from cases import ROOT, TINY, fresh_flags, inside, one_line
+from support import common, records, trainings
 
 from meco_jax import TrainConfig, figures, make_grid
 from meco_jax.learned.training import PolicyConfig, check_policy_config
@@ -386,7 +384,7 @@ def test_flags_of_the_killed_runs_are_known():
         scripts = runpy.run_path(str(ROOT / "experiments" / "kills.py"))["SCRIPTS"]
     for name, one in scripts.items():
         text = (ROOT / "experiments" / f"{name}.py").read_text()
-        text += (ROOT / "experiments" / "trainings.py").read_text()
+        text += (ROOT / "experiments" / "support" / "trainings.py").read_text()
         for flag in one.flags:
             assert f'"{flag.removeprefix("--").split("=")[0]}"' in text, (name, flag)
 

@@ -8,9 +8,8 @@ import shutil
 import pytest
 import render_results
 import reproduce
-import result_tables
-import result_values
 from cases import ROOT, run
+from report import result_tables, result_values
 
 FIGURES = ROOT / "experiments" / "figures"
 TEMPLATES = ROOT / "experiments" / "templates"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LOCK = (ROOT / "experiments" / "requirements.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = "test", "bench"
-SOURCES = sorted([*ROOT.glob("meco_jax/**/*.py"), *ROOT.glob("experiments/*.py")])
+SOURCES = sorted([*ROOT.glob("meco_jax/**/*.py"), *ROOT.glob("experiments/**/*.py")])
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}
 
 

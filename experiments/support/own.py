@@ -19,7 +19,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-import common
 import jax
 import numpy as np
 from absl import flags
@@ -29,6 +28,7 @@ from meco_jax.evaluation import NAMES
 from meco_jax.paper.sweep import Lanes
 from meco_jax.solver import Scheme
 from meco_jax.system import SYSTEM_RANGES, check_system
+from support import common
 
 FLAGS = flags.FLAGS
 PHYSICS = {  # fields of ``System`` that are one number for all devices: meaning

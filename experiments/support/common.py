@@ -22,16 +22,16 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-import records
 from absl import app, flags, logging
-from records import keep_time as keep_time
-from records import seconds as seconds
-from records import write_run as write_run
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from meco_jax.runtime.atomic import FolderLock, InUseError, write_atomically
 from meco_jax.runtime.checkpoints import DamagedRunError, OtherRunError
+from support import records
+from support.records import keep_time as keep_time
+from support.records import seconds as seconds
+from support.records import write_run as write_run
 
 FLAGS = flags.FLAGS
 WORDS = ("scheme", "method", "family", "script", "quantity")  # columns that are no numbers

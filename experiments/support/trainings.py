@@ -11,10 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import common
 import jax
 import numpy as np
-import own
 from absl import flags
 
 from meco_jax import (
@@ -33,6 +31,7 @@ from meco_jax.paper.training import check_config
 from meco_jax.runtime.checkpoints import OtherRunError
 from meco_jax.runtime.loop import History
 from meco_jax.solver import Scheme
+from support import common, own
 
 FLAGS = flags.FLAGS
 SHORT = {"num_devices": "k", "slot": "t"}  # in file names, and large in figures

@@ -174,7 +174,8 @@ def checkout(file: Path) -> dict[str, Any] | None:
     None if the file is in no repository, or in one that does not track it as part of this
     project: site-packages may lie inside any repository, this project's too.
     """
-    project = file.resolve().parent.parent
+    parents = file.resolve().parents
+    project = next((p for p in parents if (p / "pyproject.toml").exists()), parents[0])
     try:
         name = tomllib.loads((project / "pyproject.toml").read_text())["project"]["name"]
     except (OSError, ValueError, KeyError, TypeError):

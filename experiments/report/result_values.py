@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import claims
 import numpy as np
-from result_tables import Rows, slope
+
+from report.result_tables import Rows, slope
 
 Values = dict[str, float | bool]
 

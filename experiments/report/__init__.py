@@ -1,0 +1,1 @@
+"""What writes the tables and numbers of RESULTS.md."""

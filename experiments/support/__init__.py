@@ -1,0 +1,1 @@
+"""What experiments share: flags, trainings, records of runs, external solvers."""
