@@ -156,7 +156,7 @@ def test_flags_of_the_fresh_runs_are_known():
     """A flag that is renamed would only be missed in a long run."""
     for name, one in reproduce.RUNS.items():
         text = (ROOT / "experiments" / f"{one.script}.py").read_text()
-        text += (ROOT / "experiments" / "trainings.py").read_text()
+        text += (ROOT / "experiments" / "support" / "trainings.py").read_text()
         for flag in one.flags:
             key = flag.removeprefix("--").split("=")[0]
             assert key == "flagfile" or f'"{key}"' in text, (name, flag)
