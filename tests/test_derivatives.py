@@ -20,8 +20,7 @@ from meco_jax.paper import network as nw
 
 FIELDS = (*sy.SYSTEM_RANGES, "h")
 OUTPUTS = {  # what is differentiated of each method's solution
-    "mcos": ("energy", "power"),
-    "mcos_partial": ("energy", "power", "time", "offload"),
+    "mcos_partial": ("energy", "power", "time", "offload"),  # "mcos" but for the parts
     "pcos": ("energy", "power", "time", "offload", "lower_bound"),
     "allocate": ("energy", "power", "time"),
     "optimal": ("energy", "lower_bound"),

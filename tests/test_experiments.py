@@ -148,7 +148,8 @@ def test_killed_damaged_and_resumed(finished, tmp_path):
     """
     folder, odd = tmp_path / "out", odd_environment(tmp_path)
     flags = f"--output_dir={folder}", "--save_seconds=0"
-    first = start(*flags, moment=(folder / "checkpoints/bcos/epochs/3").exists)
+    saved = folder / "checkpoints/bcos/epochs/3", folder / "run.json"  # in this order
+    first = start(*flags, moment=lambda: all(path.exists() for path in saved))
     first.kill()
     first.wait()
     last = folder / "checkpoints/pcos/epochs/6"
@@ -192,6 +193,7 @@ def test_killed_damaged_and_resumed(finished, tmp_path):
     assert kept == {path: path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()}
 
 
+@pytest.mark.slow  # each process compiles all for itself
 def test_two_processes_share_the_lanes(finished, tmp_path):
     """Two processes with two devices each train as one process with one does, bit for bit."""
     with socket.socket() as free:
