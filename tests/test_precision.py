@@ -27,7 +27,8 @@ METHODS = {
 CHECKED = """
 import jax, numpy as np
 from instances import KINDS, Knobs, draw
-from meco_jax import PolicyConfig, TrainConfig, policy, solve, table1, train, train_policy
+from meco_jax import PolicyConfig, TrainConfig, solve, table1, train, train_policy
+from meco_jax.learned import policy
 assert jax.config.jax_debug_nans
 def energy(h, system, method):
     energy = solve(h, system, method=method).energy

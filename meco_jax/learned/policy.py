@@ -60,11 +60,12 @@ def device_features(link: Link, forced: jax.Array, relaxed: Relaxed) -> jax.Arra
         shares.append(link.load / best_nats(link, log_mu) / link.slot)
         if shift == 0:
             columns.append(_tame(jnp.arcsinh(10 * (link.local - cost) / whole)))
-            sends = usable & (forced | (cost < link.local))
         columns += [_tame_log(link.local / cost), _tame_log(8 * shares[-1])]
     least = link.min_time / link.slot
     flags = [forced.astype(least.dtype), usable.astype(least.dtype)]
     columns += [*flags, relaxed.offload, _tame_log(8 * least)]
+    # Who is indifferent at mu* stays: to compare its costs here would compare roundings.
+    sends = usable & relaxed.sends
     slack = 1 - jnp.sum(jnp.where(sends, shares[0], 0.0))
     everywhere = (
         _tame(4 * slack),
