@@ -46,7 +46,7 @@ from meco_jax.exact.allocation import (
 from meco_jax.exact.enumeration import STAGES, Stage, optimal
 from meco_jax.exact.schemes import repair
 from meco_jax.exact.search import search
-from meco_jax.exact.uplink import Link, link, priced_cost
+from meco_jax.exact.uplink import Uplink, make_uplink, priced_cost
 from meco_jax.runtime.policies import shipped
 from meco_jax.system import table1
 
@@ -173,21 +173,21 @@ def fast_methods(system: System, policy: Policy | None) -> list[Method]:
     def scheme(function: Callable[..., Solution]) -> Callable[[jax.Array], Solution]:
         return partial(jax.jit(partial(map_channels, function)), checked)
 
-    def stage(unclear: int, exact: int) -> Callable[[jax.Array], Solution]:
-        return scheme(partial(optimal, stage=Stage(unclear, exact)))
+    def stage(num_enumerated: int, num_exact: int) -> Callable[[jax.Array], Solution]:
+        return scheme(partial(optimal, stage=Stage(num_enumerated, num_exact)))
 
     orders = {"best channel": best_channel, "most local energy": local, "largest saving": saving}
     return [
         Method("MCOS", "baseline", partial(by, method="mcos")),
         Method("relaxed, rounded", "greedy", scheme(rounded)),
-        *(Method(f"{name} first", "greedy", scheme(partial(heads, order=order)))
+        *(Method(f"{name} first", "greedy", scheme(partial(prefixes, order=order)))
           for name, order in orders.items()),
         Method("repair of nothing", "greedy", scheme(lambda s, h: repair(s, h, 0 * h))),
         Method("BCOS, raw", "network", partial(jax.jit(Policy.__call__), policy)),
         Method("BCOS, made feasible", "network", partial(by, policy=policy)),
         *(Method(f"solve, effort {n}", "network", partial(by, effort=n)) for n in EFFORTS),
-        *(Method(f"one stage, n = {n}", "optimum", stage(n, exact))
-          for n, exact in (Stage(2, 2), Stage(4, 4), *STAGES)),
+        *(Method(f"one stage, n = {n}", "optimum", stage(n, num_exact))
+          for n, num_exact in (Stage(2, 2), Stage(4, 4), *STAGES)),
         Method("solve, certified", "optimum",
                partial(by, method="optimal", tolerance=FLAGS.tolerance)),
     ]  # fmt: skip
@@ -195,38 +195,38 @@ def fast_methods(system: System, policy: Policy | None) -> list[Method]:
 
 def rounded(system: System, h: jax.Array) -> Solution:
     """Price bisection alone: the relaxed answer, its one part task left local."""
-    uplinks, forced = link(system, h), sy.forced(system)
-    relaxed = relax(uplinks, forced.astype(h.dtype))
+    uplink, forced = make_uplink(system, h), sy.forced(system)
+    relaxed = relax(uplink, forced.astype(h.dtype))
     offload = jnp.floor(relaxed.offload)
-    energy, time = set_energy(uplinks, offload)
-    return finish(uplinks, offload, time, energy, relaxed.bound)
+    energy, time = set_energy(uplink, offload)
+    return finish(uplink, offload, time, energy, relaxed.bound)
 
 
-def heads(system: System, h: jax.Array, order: Callable[[Link, Any], jax.Array]) -> Solution:
+def prefixes(system: System, h: jax.Array, order: Callable[[Uplink, Any], jax.Array]) -> Solution:
     """Rank the devices, the forced ones first, and take the best prefix of the ranking."""
-    uplinks, forced = link(system, h), sy.forced(system)
-    relaxed = relax(uplinks, forced.astype(h.dtype))
-    place = jnp.argsort(jnp.lexsort((-order(uplinks, relaxed), ~forced)))
+    uplink, forced = make_uplink(system, h), sy.forced(system)
+    relaxed = relax(uplink, forced.astype(h.dtype))
+    place = jnp.argsort(jnp.lexsort((-order(uplink, relaxed), ~forced)))
     sets = place[None] < jnp.arange(h.shape[-1] + 1)[:, None]  # [K + 1, K]
-    sets = jnp.where((uplinks.usable & ~forced)[None], sets, forced[None]).astype(h.dtype)
-    energies, times = jax.vmap(partial(set_energy, uplinks))(sets)
+    sets = jnp.where((uplink.usable & ~forced)[None], sets, forced[None]).astype(h.dtype)
+    energies, times = jax.vmap(partial(set_energy, uplink))(sets)
     best = jnp.argmin(energies)
-    return finish(uplinks, sets[best], times[best], energies[best], relaxed.bound)
+    return finish(uplink, sets[best], times[best], energies[best], relaxed.bound)
 
 
-def best_channel(uplinks: Link, _: Any) -> jax.Array:
+def best_channel(uplink: Uplink, _: Any) -> jax.Array:
     """Order by the power gain."""
-    return uplinks.gain
+    return uplink.gain
 
 
-def local(uplinks: Link, _: Any) -> jax.Array:
+def local(uplink: Uplink, _: Any) -> jax.Array:
     """Order by the energy of computing locally."""
-    return uplinks.local
+    return uplink.local
 
 
-def saving(uplinks: Link, relaxed: Any) -> jax.Array:
+def saving(uplink: Uplink, relaxed: Any) -> jax.Array:
     """Order by what sending saves at the price of the slot."""
-    return uplinks.local - priced_cost(uplinks, relaxed.log_mu)
+    return uplink.local - priced_cost(uplink, relaxed.log_mu)
 
 
 def latencies(method: Method, h: np.ndarray) -> tuple[float, list[float]]:

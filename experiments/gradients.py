@@ -27,7 +27,7 @@ from support import common
 
 from meco_jax import GeneralPolicy, PolicyConfig, System, figures, pad_devices, solve
 from meco_jax import system as sy
-from meco_jax.exact.uplink import fits, link
+from meco_jax.exact.uplink import fits, make_uplink
 from meco_jax.figures import student_t
 from meco_jax.learned.estimators import GRADIENTS
 from meco_jax.learned.policy import DeviceNetwork
@@ -240,7 +240,7 @@ def _judge(policy: GeneralPolicy, system: System, h: jax.Array) -> tuple[jax.Arr
     def one(system: System, h: jax.Array) -> tuple[jax.Array, jax.Array]:
         raw = sy.forced(system) | (policy.scores(system, h) > 0)
         raw = jnp.where(system.active, raw, False).astype(h.dtype)
-        return policy.decide(system, h).energy, fits(link(system, h), raw)
+        return policy.decide(system, h).energy, fits(make_uplink(system, h), raw)
 
     return jax.vmap(one)(system, h)
 

@@ -38,7 +38,7 @@ BUDGET = {  # largest relative error of float32
     "required_ratio": 1e-3,  # 1e-7 of the task, which may be much of a tiny ratio
     "transmit_time": 1e-6,
     "realised_energy": 1e-6,
-    "best_nats": 1e-6,
+    "best_efficiency": 1e-6,
     "priced_cost": 2e-6,
     "energy": 5e-6,
     "lower_bound": 2e-5,
@@ -122,9 +122,9 @@ def quantities(system: System, h: Any) -> Values:
 def _formulas(system: System, h: jax.Array) -> dict[str, jax.Array]:
     """The formulas at half the power limit, and what the devices do at a price of 0.1 W."""
     power = 0.5 * system.max_power * (system.task_bits > 0)
-    uplinks, half = up.link(system, h), 0.5 * (system.task_bits > 0)
+    uplink, half = up.make_uplink(system, h), 0.5 * (system.task_bits > 0)
     at = jnp.log(jnp.asarray(0.1, h.dtype))
-    shown = lambda x: jnp.where(uplinks.usable, x, jnp.nan)  # noqa: E731
+    shown = lambda x: jnp.where(uplink.usable, x, jnp.nan)  # noqa: E731
     return {
         "rate": sy.rate(system, h, power),
         "local_time": sy.local_time(system),
@@ -132,8 +132,8 @@ def _formulas(system: System, h: jax.Array) -> dict[str, jax.Array]:
         "required_ratio": sy.required_ratio(system),
         "transmit_time": shown(sy.transmit_time(system, h, half, power)),
         "realised_energy": sy.realised_energy(system, h, half, power),
-        "best_nats": shown(up.best_nats(uplinks, at)),
-        "priced_cost": shown(up.priced_cost(uplinks, at)),
+        "best_efficiency": shown(up.best_efficiency(uplink, at)),
+        "priced_cost": shown(up.priced_cost(uplink, at)),
     }
 
 

@@ -156,9 +156,11 @@ def programs() -> int:
 
 def most_programs() -> int:
     """Bound the programs: sizes of blocks, padded K, stages."""
-    sizes = {batching.block_size(n, batching.BLOCKS) for n in range(1, FLAGS.largest_batch + 1)}
+    sizes = {
+        batching.block_size(n, batching.BATCH_SIZES) for n in range(1, FLAGS.largest_batch + 1)
+    }
     devices = -(-FLAGS.most_devices // batching.DEVICE_MULTIPLE)
-    later = 2 * len(solver.FEW)  # the optimum's
+    later = 2 * len(solver.LATER_SIZES)  # the optimum's
     return devices * (len(sizes) * len(FLAGS.methods) + later * ("optimal" in FLAGS.methods))
 
 

@@ -21,8 +21,8 @@ from meco_jax import make_grid, pad_devices, sample_channels, solve, train, trai
 from meco_jax.batching import DEVICE_MULTIPLE
 from meco_jax.exact import enumeration
 from meco_jax.exact.allocation import relax, set_energy
-from meco_jax.exact.duals import Grid, price_grid
-from meco_jax.exact.uplink import link
+from meco_jax.exact.duals import PriceGrid, price_grid
+from meco_jax.exact.uplink import make_uplink
 from meco_jax.solver import Method
 from meco_jax.system import check_system, forced, table1
 
@@ -90,31 +90,33 @@ def stage_rows() -> list[dict[str, Any]]:
     h = sample_channels(jax.random.key(2), system, 1024)
     must, log_mu = forced(system).astype(h.dtype), jnp.float32(-3.0)
     parts: dict[str, Callable[[jax.Array], Any]] = {
-        "relaxed price": lambda h: relax(link(system, h), must),
+        "relaxed price": lambda h: relax(make_uplink(system, h), must),
         "price grid, coarse": lambda h: price_grid(
-            link(system, h), h > 1e-3, log_mu, *enumeration.COARSE
+            make_uplink(system, h), h > 1e-3, log_mu, *enumeration.COARSE
         ),
         "price grid, fine": lambda h: price_grid(
-            link(system, h), h > 1e-3, log_mu, *enumeration.FINE
+            make_uplink(system, h), h > 1e-3, log_mu, *enumeration.FINE
         ),
     }
     for stage in enumeration.STAGES:
-        sets = jnp.asarray(np.indices((2,) * stage.unclear).reshape(stage.unclear, -1).T > 0)
-        some = (jnp.arange(padded)[None] % (jnp.arange(stage.exact)[:, None] + 2) == 0).astype(
+        sets = jnp.asarray(
+            np.indices((2,) * stage.num_enumerated).reshape(stage.num_enumerated, -1).T > 0
+        )
+        some = (jnp.arange(padded)[None] % (jnp.arange(stage.num_exact)[:, None] + 2) == 0).astype(
             h.dtype
         )
 
         def product(h: jax.Array, sets: jax.Array = sets) -> jax.Array:
-            turn = jnp.broadcast_to(h[:, None], (padded, enumeration.COARSE[0]))
-            grid = Grid(turn[0], h > 1e-3, turn[0], turn)
+            flip_cost = jnp.broadcast_to(h[:, None], (padded, enumeration.COARSE[0]))
+            grid = PriceGrid(flip_cost[0], h > 1e-3, flip_cost[0], flip_cost)
             return enumeration.set_bounds(grid, h > 1e-3, jnp.arange(sets.shape[1]), sets)
 
         def exact(h: jax.Array, some: jax.Array = some) -> Any:
-            return jax.vmap(partial(set_energy, link(system, h)))(some)
+            return jax.vmap(partial(set_energy, make_uplink(system, h)))(some)
 
-        name = f"n = {stage.unclear}"
+        name = f"n = {stage.num_enumerated}"
         parts[f"pattern product, {name}"] = product
-        parts[f"{stage.exact} exact energies, {name}"] = exact
+        parts[f"{stage.num_exact} exact energies, {name}"] = exact
         parts[f"whole stage, {name}"] = partial(enumeration.optimal, system, stage=stage)
     runs = {name: partial(jax.jit(jax.vmap(part)), h) for name, part in parts.items()}
     times = common.clock(runs, FLAGS.repeats)

@@ -1,7 +1,7 @@
 """Batches: a function of one channel over many, and channels in blocks of few sizes.
 
-``map_channels`` maps inside a program. ``Rows`` cuts what lies on the host into blocks, and pads
-its devices, so that few programs serve all sizes.
+``map_channels`` maps inside a program. ``HostBatch`` cuts what lies on the host into blocks, and
+pads its devices, so that few programs serve all sizes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from meco_jax.system import ArrayLike, System
 
 CHUNK_BYTES = 2**29  # working memory of a batch
 DEVICE_MULTIPLE = 8  # K is padded to a multiple of it
-BLOCKS = 1, 8, 64, 512  # channels at once, on the host; more at once are no quicker
+BATCH_SIZES = 1, 8, 64, 512  # channels at once, on the host; more at once are no quicker
 CALL_COST = 10  # of a block, in channels
 Program = Callable[[Any, System], Solution]
 """Solves channels and their systems, of one size: a program that JAX has compiled."""
@@ -174,11 +174,11 @@ def invalidate(solution: Solution, valid: jax.Array, active: jax.Array) -> Solut
     )
 
 
-class Rows:
+class HostBatch:
     """Channels ``[N]`` with all fields of their systems, on the host, to be taken in blocks.
 
     Blocks are padded to few shapes, so that many numbers of channels and devices share a
-    compiled program: ``BLOCKS`` of channels, a multiple of ``DEVICE_MULTIPLE`` devices.
+    compiled program: ``BATCH_SIZES`` of channels, a multiple of ``DEVICE_MULTIPLE`` devices.
     """
 
     def __init__(self, h: jax.Array, system: System, multiple: int) -> None:
@@ -237,7 +237,7 @@ def block_size(number: int, sizes: tuple[int, ...]) -> int:
 
 
 def run_one(program: Program, h: jax.Array, system: System, multiple: int) -> Solution:
-    """Solve one channel ``[K]`` as ``Rows`` does, padded to a multiple of devices, but quicker."""
+    """Solve one channel ``[K]`` as ``HostBatch`` does, padded alike, but quicker."""
     number = h.shape[-1]
     missing = -number % multiple
     # On the host, since arrays that are committed or weakly typed have programs of their own.

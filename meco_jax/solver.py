@@ -16,7 +16,7 @@ import numpy as np
 
 from meco_jax import batching
 from meco_jax import system as sy
-from meco_jax.batching import Program, Rows, invalidate, map_checked, run_one
+from meco_jax.batching import HostBatch, Program, invalidate, map_checked, run_one
 from meco_jax.exact import allocation as one_channel
 from meco_jax.exact import enumeration, schemes, search
 from meco_jax.learned.policy import LARGEST_EFFORT, GeneralPolicy
@@ -37,7 +37,7 @@ from meco_jax.solution import Solution
 from meco_jax.system import ArrayLike, System
 
 MOST_PROGRAMS = 64  # that are kept; called again, the others are compiled again
-FEW = batching.BLOCKS[:3]  # of the later stages of the optimum
+LATER_SIZES = batching.BATCH_SIZES[:3]  # of the later stages of the optimum
 Method = Literal["bcos", "mcos", "mcos_partial", "optimal", "pcos"]
 Scheme = Callable[[System, jax.Array], Solution]  # of one channel
 METHODS: dict[str, Scheme] = {
@@ -126,8 +126,8 @@ def solve(
         found = run_one(program, h, system, multiple)
         if method != "optimal" or not found.energy - found.lower_bound > tolerance * found.energy:
             return found
-    rows = Rows(h, system, multiple)
-    found = rows.run(program, np.arange(rows.number), batching.BLOCKS)
+    rows = HostBatch(h, system, multiple)
+    found = rows.run(program, np.arange(rows.number), batching.BATCH_SIZES)
     if method == "optimal":
         _escalate(rows, found, tolerance, max_nodes)
     return rows.unpack(found)
@@ -286,7 +286,7 @@ def later_stage(stage: enumeration.Stage) -> Program:
     return _program(None, "optimal", stage)
 
 
-def _escalate(rows: Rows, best: Solution, tolerance: float, max_nodes: int) -> None:
+def _escalate(rows: HostBatch, best: Solution, tolerance: float, max_nodes: int) -> None:
     """Send the channels whose gap is open to larger stages, and the last ones to the host.
 
     Args:
@@ -307,7 +307,7 @@ def _escalate(rows: Rows, best: Solution, tolerance: float, max_nodes: int) -> N
     for stage in enumeration.STAGES[1:]:
         places = still_open()
         if len(places):
-            put(places, rows.run(later_stage(stage), places, FEW))
+            put(places, rows.run(later_stage(stage), places, LATER_SIZES))
     for place in still_open():
         gains, one = rows.take(place)
         known = jax.tree.map(lambda x, i=place: x[i], best)

@@ -87,23 +87,25 @@ def _calls(
             yield f"{name_of(method)}, {number} devices, one channel", call(number)
     multiple = 1 if isinstance(policy, Policy) else batching.DEVICE_MULTIPLE
     for number in sorted({-(-number // multiple) * multiple for number in devices}):
-        for size in _blocks(channels, batching.BLOCKS):
+        for size in _blocks(channels, batching.BATCH_SIZES):
             if size == 1:
                 continue  # the program of one channel
             yield f"{name_of(method)}, {number} devices, {size} channels", call(size, number)
         if method == "optimal":
-            yield from _later_calls(number, _blocks(range(1, max(channels) + 1), solver.FEW))
+            yield from _later_calls(
+                number, _blocks(range(1, max(channels) + 1), solver.LATER_SIZES)
+            )
 
 
 def _later_calls(number: int, sizes: Sequence[int]) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Name and make the calls of what follows the first stage of the optimum."""
     h, system = np.full((1, number), 1e-3), sy.check_system(sy.table1(number))
-    rows = batching.Rows(sy.check_channels(h, number), system, 1)
+    rows = batching.HostBatch(sy.check_channels(h, number), system, 1)
     for place, stage in enumerate(enumeration.STAGES[1:], 2):
         for size in sizes:
             name = f"optimal, {number} devices, {size} channels, stage {place}"
             repeated = np.zeros(size, int)
-            yield name, partial(rows.run, solver.later_stage(stage), repeated, solver.FEW)
+            yield name, partial(rows.run, solver.later_stage(stage), repeated, solver.LATER_SIZES)
     gains, one = rows.take(np.array(0))
 
     def call() -> Any:

@@ -18,12 +18,13 @@ def instance(task_bits, cycles_per_bit, cpu_hz, weight, h, slot, log_base, physi
     bits, cycles, hz, beta, h = (np.asarray(x, np.float64) for x in arrays)
     gain = h**2 / physics.noise_power
     load = bits * np.log(log_base) / physics.bandwidth
-    max_nats = np.log1p(physics.max_power * gain)
+    max_efficiency = np.log1p(physics.max_power * gain)
     with np.errstate(divide="ignore"):
-        min_time = load / max_nats
+        min_time = load / max_efficiency
     local_time = cycles * bits / hz
     return SimpleNamespace(
-        slot=float(slot), gain=gain, load=load, beta=beta, max_nats=max_nats, min_time=min_time,
+        slot=float(slot), gain=gain, load=load, beta=beta,
+        max_efficiency=max_efficiency, min_time=min_time,
         max_power=physics.max_power, local=beta * physics.chip * bits * cycles * hz**2,
         forced=local_time > slot, required=np.maximum(0, 1 - slot / local_time),
     )  # fmt: skip
@@ -42,7 +43,7 @@ def of_system(system, h):
         )  # fmt: skip
 
 
-def nats_at(price, p):
+def efficiency_at(price, p):
     """x with e^x (x - 1) + 1 = price g / beta by SciPy's Lambert function, capped at x_max."""
     y = price * p.gain / p.beta
     large = 1 + lambertw(np.maximum(y - 1, -0.999) / np.e).real
@@ -52,7 +53,7 @@ def nats_at(price, p):
             1 / 2 + small * (1 / 3 + small * (1 / 8 + small * (1 / 30 + small / 144)))
         )
         small = small - (series - np.minimum(y, 0.01)) / np.maximum(small * np.exp(small), 1e-300)
-    return np.minimum(np.where(y < 0.01, small, large), p.max_nats)
+    return np.minimum(np.where(y < 0.01, small, large), p.max_efficiency)
 
 
 def allocate(p, offload):
@@ -68,11 +69,11 @@ def allocate(p, offload):
     q = SimpleNamespace(**{k: v[s] for k, v in vars(p).items() if isinstance(v, np.ndarray)})
 
     def excess_time(log_price):
-        return np.sum(offload[s] * q.load / nats_at(np.exp(log_price), q)) - p.slot
+        return np.sum(offload[s] * q.load / efficiency_at(np.exp(log_price), q)) - p.slot
 
     low, high = -250.0, 100.0
     log_price = high if excess_time(high) >= 0 else brentq(excess_time, low, high, xtol=1e-13)
-    nats = nats_at(np.exp(log_price), q)
+    nats = efficiency_at(np.exp(log_price), q)
     time, power = zeros.copy(), zeros.copy()
     time[s] = offload[s] * q.load / nats
     power[s] = np.expm1(nats) / q.gain
@@ -94,7 +95,7 @@ def brute_force(p):
 def dual(p, must, log_price):
     """The Lagrangian at a price: THEORY.md, section 5."""
     price = np.exp(log_price)
-    nats = nats_at(price, p)
+    nats = efficiency_at(price, p)
     cost = p.load / nats * (p.beta * np.expm1(nats) / p.gain + price)
     return np.sum(must * cost + (1 - must) * np.minimum(cost, p.local)) - price * p.slot
 

@@ -9,14 +9,14 @@ from meco_jax import System, allocate
 from meco_jax import system as sy
 from meco_jax.exact.allocation import relax, set_energy
 from meco_jax.exact.uplink import (
-    best_nats,
-    link,
+    best_efficiency,
     log_price,
+    make_uplink,
     priced_cost,
 )
 
 allocate_all = jax.jit(jax.vmap(allocate))
-bound_all = jax.jit(jax.vmap(lambda s, h, must: relax(link(s, h), must).bound))
+bound_all = jax.jit(jax.vmap(lambda s, h, must: relax(make_uplink(s, h), must).bound))
 
 
 @jax.jit
@@ -35,7 +35,7 @@ def value_and_gradients(system, h, offload):
     return solution, energy, finite("lower_bound")[0]
 
 
-set_energies = jax.jit(jax.vmap(lambda s, h, a: set_energy(link(s, h), a)[0]))
+set_energies = jax.jit(jax.vmap(lambda s, h, a: set_energy(make_uplink(s, h), a)[0]))
 allocate_one = jax.jit(allocate)
 
 
@@ -133,20 +133,20 @@ def test_bound_is_below_every_decision():
 
 def test_price_and_nats_are_inverse():
     system, h, _ = random_case(np.random.default_rng(4), 20)
-    uplinks = link(system, h)
-    nats = uplinks.max_nats * jnp.linspace(1e-6, 1, 20)
-    found = jax.vmap(lambda v: best_nats(uplinks, v))(log_price(uplinks, nats))
+    uplink = make_uplink(system, h)
+    nats = uplink.max_efficiency * jnp.linspace(1e-6, 1, 20)
+    found = jax.vmap(lambda v: best_efficiency(uplink, v))(log_price(uplink, nats))
     np.testing.assert_allclose(jnp.diagonal(found), nats, rtol=2e-6)
 
 
 def test_priced_cost_is_the_least(rng):
     system, h, p = random_case(rng, 10)
-    uplinks = link(system, h)
+    uplink = make_uplink(system, h)
     for price in (1e-6, 1e-2, 1.0, 1e3):
         time = p.min_time[:, None] * np.logspace(0, 8, 20_001)
         paid = p.beta[:, None] * time * np.expm1(p.load[:, None] / time) / p.gain[:, None]
         least = np.min(paid + price * time, axis=1)
-        np.testing.assert_allclose(priced_cost(uplinks, jnp.log(price)), least, rtol=1e-5)
+        np.testing.assert_allclose(priced_cost(uplink, jnp.log(price)), least, rtol=1e-5)
 
 
 @pytest.mark.parametrize("gain", [0.0, 1e-30, 1e-20, 1e-12, 1e-3, 1e6])

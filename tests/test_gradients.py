@@ -7,7 +7,7 @@ import pytest
 from cases import random_case
 
 from meco_jax.exact.allocation import relax, set_energy
-from meco_jax.exact.uplink import link
+from meco_jax.exact.uplink import make_uplink
 from meco_jax.learned import estimators as gr
 from meco_jax.learned.estimators import GRADIENTS, differences, energy, exact_energy, make_case
 from meco_jax.system import check_system, forced
@@ -16,7 +16,7 @@ from meco_jax.system import check_system, forced
 @pytest.fixture
 def case(rng):
     system, h, _ = random_case(rng, 5, slot=0.6, log_base=np.e)
-    return make_case(system, h), link(system, h)
+    return make_case(system, h), make_uplink(system, h)
 
 
 def decisions(case, rng, num=8):
@@ -28,9 +28,9 @@ def test_energy_is_that_of_the_best_allocation(rng):
 
     @jax.jit
     def energies(system, h, case, sets):
-        uplinks = link(system, h)
-        bound = relax(uplinks, forced(system).astype(h.dtype)).bound
-        exacts = jax.vmap(partial(set_energy, uplinks))(sets)[0] / bound
+        uplink = make_uplink(system, h)
+        bound = relax(uplink, forced(system).astype(h.dtype)).bound
+        exacts = jax.vmap(partial(set_energy, uplink))(sets)[0] / bound
         return exacts, jax.vmap(energy, (0, None))(sets, case)
 
     checked, prepare = 0, jax.jit(make_case)
@@ -78,7 +78,9 @@ def test_a_sure_and_wrong_device_still_learns():
 def test_sampled_gradient_is_unbiased(case):
     """Its mean is the gradient of the mean energy over all decisions, summed exactly."""
     case, _ = case
-    case = case._replace(offset=case.offset / 1e3, turn=case.turn / 1e3, least=0 * case.least)
+    case = case._replace(
+        base_dual=case.offset / 1e3, flip_cost=case.flip_cost / 1e3, least=0 * case.least
+    )
     scores = jnp.array([0.3, -0.5, 0.1, 0.8, -0.2])
     sets = (np.arange(32)[:, None] >> np.arange(5)) % 2
     sets = jnp.where(case.free[None], sets, case.forced[None]).astype(jnp.float32)

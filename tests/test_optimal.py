@@ -14,7 +14,7 @@ from support import rivals
 from meco_jax import allocate, sample_channels, sample_systems, solve, table1
 from meco_jax import system as sy
 from meco_jax.exact import enumeration
-from meco_jax.exact.uplink import fits, link
+from meco_jax.exact.uplink import fits, make_uplink
 
 optimal_one = jax.jit(enumeration.optimal)
 optimal_set = jax.jit(allocate)
@@ -246,7 +246,7 @@ def finite_energy(h, system):
 def test_feasible_whenever_the_forced_devices_fit():
     """Systems far beyond Table 1, where no set of the likely devices may fit."""
     systems, h = sample_systems(jax.random.key(9), 4000, 20)
-    fit = lambda s, h: fits(link(s, h), sy.forced(s).astype(h.dtype))  # noqa: E731
+    fit = lambda s, h: fits(make_uplink(s, h), sy.forced(s).astype(h.dtype))  # noqa: E731
     forced_fit = jax.jit(jax.vmap(fit))(systems, h)
     found = jax.jit(jax.vmap(functools.partial(enumeration.optimal, stage=enumeration.STAGES[0])))(
         systems, h

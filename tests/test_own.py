@@ -21,7 +21,7 @@ import meco_jax
 
 def good_channels(system, h):
     """Ask all to send whose channel is better than its mean."""
-    return meco_jax.mcos(system, h) if FEW else meco_jax.pcos(system, h)
+    return meco_jax.mcos(system, h) if LATER_SIZES else meco_jax.pcos(system, h)
 
 
 def pair(system, h):
@@ -33,7 +33,7 @@ def wrong(system, h):
         return meco_jax.mcos(system, h)
 
 
-FEW, bcos = True, good_channels
+LATER_SIZES, bcos = True, good_channels
 '''
 
 
@@ -90,7 +90,7 @@ def test_a_scheme_of_ones_own_is_compared_and_drawn(finished, mine, tmp_path):
         ("nowhere.py:f", "--scheme=nowhere.py:f: FileNotFoundError: "),
         ("nowhere:f", "--scheme=nowhere:f: ModuleNotFoundError: No module named 'nowhere'"),
         ("mine.py:none", "mine.py must have a function none; got none"),
-        ("mine.py:FEW", "mine.py must have a function FEW; got True"),
+        ("mine.py:LATER_SIZES", "mine.py must have a function LATER_SIZES; got True"),
         ("mine.py:bcos", "--scheme=mine.py:bcos must have another name than mcos, "),
         ("mine.py:pair", "method must be a function that returns a meco_jax.Solution; got ("),
         ("mine.py:wrong", ("TracerBoolConversionError: ", "(mine.py, line 15)")),

@@ -157,7 +157,7 @@ def test_blocks_change_nothing(key, monkeypatch):
     system = table1(5)
     h = sample_channels(key, system, 7)
     whole = solve(h, system, method="optimal")
-    monkeypatch.setattr(meco_jax.batching, "BLOCKS", (2,))
+    monkeypatch.setattr(meco_jax.batching, "BATCH_SIZES", (2,))
     blocks = solve(h, system, method="optimal")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), blocks, whole)
 

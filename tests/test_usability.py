@@ -346,7 +346,7 @@ def test_warming_up_includes_what_the_optimum_may_need(compiled, rng, monkeypatc
 
 
 def test_warming_up_knows_its_sizes():
-    blocks, few = batching.BLOCKS, solver.FEW
+    blocks, few = batching.BATCH_SIZES, solver.LATER_SIZES
     for number, size in ((1, 1), (2, 8), (40, 64), (100, 64), (520, 64), (1000, 512), (8192, 512)):
         assert warmup._blocks([number], blocks) == [size]
     assert warmup._blocks(range(1, 101), blocks) == [1, 8, 64]

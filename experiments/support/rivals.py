@@ -27,15 +27,15 @@ def instance(system: Any, h: np.ndarray) -> SimpleNamespace:
     value = {name: np.asarray(leaf, np.float64) for name, leaf in vars(system).items()}
     gain = np.maximum(np.asarray(h, np.float64) ** 2 / value["noise_power"], 1e-30)
     load = value["task_bits"] * np.log(value["log_base"]) / value["bandwidth"]
-    max_nats = np.log1p(value["max_power"] * gain)
+    max_efficiency = np.log1p(value["max_power"] * gain)
     cycles = value["cycles_per_bit"] * value["task_bits"]
     return SimpleNamespace(
         slot=float(value["slot"]),  # T [s]
         gain=gain,  # [1/W]
         load=load,  # seconds at one nat a symbol [s]
         beta=np.broadcast_to(value["weight"], load.shape),  # [-]
-        max_nats=max_nats,  # at full power [-]
-        min_time=load / max_nats,  # [s]
+        max_efficiency=max_efficiency,  # at full power [-]
+        min_time=load / max_efficiency,  # [s]
         local=value["weight"] * value["chip"] * cycles * value["cpu_hz"] ** 2,  # [J]
         forced=cycles / value["cpu_hz"] > value["slot"],
     )
@@ -50,7 +50,7 @@ class Clarabel:
     def __init__(self, num_devices: int) -> None:
         cp: Any = importlib.import_module("cvxpy")
 
-        names = ("load", "max_nats", "local", "unit", "low", "high")
+        names = ("load", "max_efficiency", "local", "unit", "low", "high")
         self.given = {name: cp.Parameter(num_devices, nonneg=True) for name in names}
         given = SimpleNamespace(**self.given)
         self.offload = cp.Variable(num_devices)
@@ -63,7 +63,7 @@ class Clarabel:
             time >= 0,
             cp.sum(time) <= 1,
             cp.ExpCone(sent, time, epigraph),
-            sent <= cp.multiply(given.max_nats, time),
+            sent <= cp.multiply(given.max_efficiency, time),
         ]
         energy = given.unit @ (epigraph - time) + given.local @ (1 - self.offload)
         self.problem = cp.Problem(cp.Minimize(energy), constraints)
@@ -84,7 +84,7 @@ class Clarabel:
         unit = float(p.local.max())
         values = {
             "load": p.load / p.slot,
-            "max_nats": np.where(reach, p.max_nats, 1.0),
+            "max_efficiency": np.where(reach, p.max_efficiency, 1.0),
             "local": p.local / unit,
             "unit": np.where(reach, p.beta / p.gain, 1.0) * p.slot / unit,
         }
@@ -199,7 +199,7 @@ def _nonlinear_device(
     from pyscipopt import exp
 
     factor = p.beta[k] / p.gain[k] / unit
-    slowest, fastest = p.load[k] / p.slot, p.max_nats[k]
+    slowest, fastest = p.load[k] / p.slot, p.max_efficiency[k]
     x = model.addVar(lb=slowest, ub=fastest)
     t, cost = model.addVar(lb=p.min_time[k] / p.slot, ub=1), model.addVar(lb=0)
     model.addCons(t >= slowest / x)

@@ -21,15 +21,15 @@ from meco_jax import system as sy
 from meco_jax.exact.derivatives import at_best, with_derivative
 from meco_jax.exact.duals import proven_dual
 from meco_jax.exact.uplink import (
-    Link,
-    best_nats,
+    Uplink,
+    best_efficiency,
     device_energy,
     energy_spent,
     excess,
     fits,
     least_shares,
-    link,
     log_price,
+    make_uplink,
     priced_cost,
     room,
     send_power,
@@ -57,7 +57,7 @@ class Relaxed(NamedTuple):
     bound: jax.Array  # [] the dual's value, the relaxed optimum; infinite if infeasible [J]
 
 
-def slot_price(link: Link, offload: jax.Array) -> jax.Array:
+def slot_price(uplink: Uplink, offload: jax.Array) -> jax.Array:
     """Price at which a decision that fits just fills the slot, sum a t(mu) = T.
 
     The devices at full power leave room in the slot, the others share it: ln(sum a t / room)
@@ -65,24 +65,24 @@ def slot_price(link: Link, offload: jax.Array) -> jax.Array:
     It starts at the price of the device that needs the slot most.
 
     Args:
-        link: the uplinks.
+        uplink: the uplink.
         offload: decision, or parts of tasks, ``[K]`` [-].
 
     Returns:
         ln mu ``[]`` [ln W]; any finite number for an empty set.
     """
-    sends = link.usable & (offload > 0)
-    given = link, jnp.where(sends, offload, 0.0)
-    link, offload = jax.lax.stop_gradient(given)
-    highest = jnp.max(jnp.where(sends, log_price(link, link.max_nats), -jnp.inf))
+    sends = uplink.usable & (offload > 0)
+    given = uplink, jnp.where(sends, offload, 0.0)
+    uplink, offload = jax.lax.stop_gradient(given)
+    highest = jnp.max(jnp.where(sends, log_price(uplink, uplink.max_efficiency), -jnp.inf))
     lowest = jnp.asarray(-jnp.inf, highest.dtype)
-    shares = least_shares(link, offload)
-    log_mu = _climb(link, offload, shares, lowest, highest, NEWTON_STEPS)
+    shares = least_shares(uplink, offload)
+    log_mu = _climb(uplink, offload, shares, lowest, highest, NEWTON_STEPS)
     return _fill_slot(*given, log_mu, jnp.zeros_like(sends))[0]
 
 
 def _climb(
-    link: Link,
+    uplink: Uplink,
     offload: jax.Array,
     shares: tuple[jax.Array, jax.Array],
     low: jax.Array,
@@ -94,13 +94,13 @@ def _climb(
     See ``slot_price``; the parts are 0 where nothing can be sent.
     """
     sends = offload > 0
-    share = jnp.where(sends, offload * link.load / link.slot, 0.0)
-    alone = log_price(link, jnp.where(sends, jnp.minimum(share, link.max_nats), 1.0))
+    share = jnp.where(sends, offload * uplink.load / uplink.slot, 0.0)
+    alone = log_price(uplink, jnp.where(sends, jnp.minimum(share, uplink.max_efficiency), 1.0))
     start = jnp.maximum(low, jnp.max(jnp.where(sends, alone, -jnp.inf)))
 
     def step(_: int, log_mu: jax.Array) -> jax.Array:
-        nats = best_nats(link, log_mu)
-        capped = nats >= link.max_nats
+        nats = best_efficiency(uplink, log_mu)
+        capped = nats >= uplink.max_efficiency
         used = jnp.where(capped, 0.0, share / nats)
         coarse, fine = (jnp.where(capped, each, 0.0) for each in shares)
         fall, total, whole, rest = sums_of(used * excess(nats) / nats**2, used, coarse, fine)
@@ -115,7 +115,7 @@ def _climb(
 
 @jax.custom_jvp
 def _fill_slot(
-    link: Link, offload: jax.Array, log_mu: jax.Array, split: jax.Array
+    uplink: Uplink, offload: jax.Array, log_mu: jax.Array, split: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Return a price and the parts that fill the slot at it, with their derivatives.
 
@@ -123,7 +123,7 @@ def _fill_slot(
     the price, and their parts fill the slot. Where there are none, the price fills it. Of
     several, which happens to equal devices, all parts move alike.
     """
-    del link, split
+    del uplink, split
     return log_mu, offload
 
 
@@ -131,65 +131,65 @@ def _fill_slot(
 def _fill_slot_rule(
     primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    (link, _, _, split), (d_link, d_offload, _, _) = primals, tangents
+    (uplink, _, _, split), (d_uplink, d_offload, _, _) = primals, tangents
     log_mu, offload = _fill_slot(*primals)
     d_offload = jnp.where(split, 0.0, d_offload)
 
-    def residuals(link: Link, offload: jax.Array, log_mu: jax.Array) -> jax.Array:
-        time = link.load / best_nats(link, log_mu)
-        switch = jnp.where(split, priced_cost(link, log_mu) - link.local, 0.0)
-        return jnp.stack([jnp.sum(offload * time) - link.slot, jnp.sum(switch)])
+    def residuals(uplink: Uplink, offload: jax.Array, log_mu: jax.Array) -> jax.Array:
+        time = uplink.load / best_efficiency(uplink, log_mu)
+        switch = jnp.where(split, priced_cost(uplink, log_mu) - uplink.local, 0.0)
+        return jnp.stack([jnp.sum(offload * time) - uplink.slot, jnp.sum(switch)])
 
-    at_price, along_price = partial(residuals, log_mu=log_mu), partial(residuals, link, offload)
-    _, (d_used, d_switch) = jax.jvp(at_price, (link, offload), (d_link, d_offload))
+    at_price, along_price = partial(residuals, log_mu=log_mu), partial(residuals, uplink, offload)
+    _, (d_used, d_switch) = jax.jvp(at_price, (uplink, offload), (d_uplink, d_offload))
     _, (used_slope, switch_slope) = jax.jvp(along_price, (log_mu,), (jnp.ones_like(log_mu),))
     splits = jnp.any(split)
     moved, slope = jnp.where(splits, d_switch, d_used), jnp.where(splits, switch_slope, used_slope)
     d_log_mu = jnp.where(slope != 0, -moved / jnp.where(slope != 0, slope, 1.0), 0.0)
-    whole = jnp.sum(jnp.where(split, link.load / best_nats(link, log_mu), 0.0))
+    whole = jnp.sum(jnp.where(split, uplink.load / best_efficiency(uplink, log_mu), 0.0))
     d_part = -(d_used + used_slope * d_log_mu) / jnp.where(splits, whole, 1.0)
     return (log_mu, offload), (d_log_mu, jnp.where(split, d_part, d_offload))
 
 
-def set_energy(link: Link, offload: jax.Array) -> tuple[jax.Array, jax.Array]:
+def set_energy(uplink: Uplink, offload: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Compute the least energy of a fixed decision, F(S) of THEORY.md, section 5, and its times.
 
     Args:
-        link: the uplinks.
+        uplink: the uplink.
         offload: decision, or parts of tasks, ``[K]`` [-].
 
     Returns:
         Energy ``[]`` [J], infinite if the decision does not fit; times ``[K]`` [s].
     """
-    energy, time, _ = priced_set(link, offload)
+    energy, time, _ = priced_set(uplink, offload)
     return energy, time
 
 
-def priced_set(link: Link, offload: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def priced_set(uplink: Uplink, offload: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Compute a decision's energy and times, see ``set_energy``, and its slot price [ln W]."""
-    fit = fits(link, offload)
-    sends = link.usable & (offload > 0) & fit
+    fit = fits(uplink, offload)
+    sends = uplink.usable & (offload > 0) & fit
     sent = jnp.where(sends, offload, 0.0)
-    log_mu = slot_price(link, sent)
-    nats = best_nats(link, log_mu)
-    fastest, wanted = sent * link.load / link.max_nats, sent * link.load / nats
+    log_mu = slot_price(uplink, sent)
+    nats = best_efficiency(uplink, log_mu)
+    fastest, wanted = sent * uplink.load / uplink.max_efficiency, sent * uplink.load / nats
     # Exactly nothing at full power: a rounding of a long time is long beside short ones.
-    longer = jnp.where(nats < link.max_nats, wanted - fastest, 0.0)
+    longer = jnp.where(nats < uplink.max_efficiency, wanted - fastest, 0.0)
     # Blend in the fastest times, so that the slot is met however exact the price is.
-    spare = link.slot * room(least_shares(link, sent), sends)
+    spare = uplink.slot * room(least_shares(uplink, sent), sends)
     extra = jnp.sum(longer)
     blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, 2.0)
     time = with_derivative(fastest + blend * longer, wanted)
-    given = link, jnp.where(fit, offload, 0.0)
+    given = uplink, jnp.where(fit, offload, 0.0)
     energy = with_derivative(
-        energy_spent(link, offload, time), at_best(_lagrangian, given, (log_mu,))
+        energy_spent(uplink, offload, time), at_best(_lagrangian, given, (log_mu,))
     )
     # A set on the edge of fitting may fit here and not above, computed with other rounding.
-    stranded = jnp.any(link.usable & (offload > 0) & (time <= 0))
+    stranded = jnp.any(uplink.usable & (offload > 0) & (time <= 0))
     return jnp.where(fit & ~stranded, energy, jnp.inf), time, log_mu
 
 
-def relax(link: Link, must: jax.Array) -> Relaxed:
+def relax(uplink: Uplink, must: jax.Array) -> Relaxed:
     """Solve the problem whose devices send any part of their task from ``must`` to 1.
 
     Maximises ``sum must c + (1 - must) min(c, e) - mu T`` over mu, THEORY.md, section 5:
@@ -200,37 +200,37 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
     price before, found by a few Newton steps.
 
     Args:
-        link: the uplinks.
+        uplink: the uplink.
         must: part of each task that must be sent ``[K]`` [-].
     """
-    feasible = fits(link, must)
-    must = jnp.where(link.usable & feasible, must, 0.0)
-    given = link, must
-    link, must = jax.lax.stop_gradient(given)
-    switch = jnp.where(feasible, switch_price(link), -jnp.inf)
+    feasible = fits(uplink, must)
+    must = jnp.where(uplink.usable & feasible, must, 0.0)
+    given = uplink, must
+    uplink, must = jax.lax.stop_gradient(given)
+    switch = jnp.where(feasible, switch_price(uplink), -jnp.inf)
     turns = jnp.where(must < 1, switch, jnp.inf)
-    wanted = link.usable & feasible & ((must > 0) | (turns > -jnp.inf))
-    breaks = jnp.concatenate([turns, log_price(link, link.max_nats)])
+    wanted = uplink.usable & feasible & ((must > 0) | (turns > -jnp.inf))
+    breaks = jnp.concatenate([turns, log_price(uplink, uplink.max_efficiency)])
     breaks = jnp.where(jnp.tile(wanted, 2), breaks, jnp.inf)
     breaks = jnp.where(jnp.isfinite(breaks), breaks, jnp.inf)
     number = jnp.sum(jnp.isfinite(breaks))
     pick = _in_order(breaks)
-    least, most = least_shares(link, must), (link.exact.coarse, link.exact.fine)
+    least, most = least_shares(uplink, must), (uplink.exact.coarse, uplink.exact.fine)
 
     def left(nats: jax.Array, more: jax.Array) -> jax.Array:
         """What is left of the slot, what is sent at full power counted exactly: ``[]`` [-]."""
-        capped = nats >= link.max_nats
+        capped = nats >= uplink.max_efficiency
         shares = jax.tree.map(partial(jnp.where, more), most, least)
-        taken = jnp.where(capped, 0.0, jnp.where(more, 1.0, must) * link.load / nats)
+        taken = jnp.where(capped, 0.0, jnp.where(more, 1.0, must) * uplink.load / nats)
         coarse, fine = (jnp.where(capped, share, 0.0) for share in shares)
-        coarse, fine, taken = sums_of(coarse, fine, taken / link.slot)
+        coarse, fine, taken = sums_of(coarse, fine, taken / uplink.slot)
         return (1 - coarse) - fine - taken
 
     def halve(_: int, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         low, high, *ends = found
         middle = (low + high) // 2
         log_mu = pick(middle)
-        nats = best_nats(link, log_mu)
+        nats = best_efficiency(uplink, log_mu)
         after, until = wanted & (turns > log_mu), wanted & (turns >= log_mu)
         rest = left(nats, after)
         suffices = (middle > low) & (rest >= 0)
@@ -243,38 +243,38 @@ def relax(link: Link, must: jax.Array) -> Relaxed:
     # All goes through the loop: computed again, rounding might turn a comparison.
     always = wanted & (must >= 1)
     last = jnp.where(number > 0, pick(number - 1), 0.0)
-    found = (jnp.full_like(number, -1), number, last, jnp.zeros_like(link.slot), always, always,
+    found = (jnp.full_like(number, -1), number, last, jnp.zeros_like(uplink.slot), always, always,
              jnp.array(False))  # fmt: skip
     rounds = max(1, math.ceil(math.log2(len(breaks) + 1)))
     low, _, last, spare, after, until, jumps = jax.lax.fori_loop(0, rounds, halve, found)
     before = jnp.where(low >= 0, pick(low), -jnp.inf)
     sends, split = jnp.where(jumps, after, until), jumps & until & ~after
     sent, shares = jnp.where(sends, 1.0, must), jax.tree.map(partial(jnp.where, sends), most, least)
-    log_mu = _climb(link, sent, shares, before, last, LAST_STEPS)
+    log_mu = _climb(uplink, sent, shares, before, last, LAST_STEPS)
     log_mu = jnp.where(jumps, last, log_mu)
 
-    nats = best_nats(link, log_mu)
-    time = link.load / nats
-    fastest = jnp.where(nats < link.max_nats, link.load / link.max_nats, time)
+    nats = best_efficiency(uplink, log_mu)
+    time = uplink.load / nats
+    fastest = jnp.where(nats < uplink.max_efficiency, uplink.load / uplink.max_efficiency, time)
     longer = jnp.where(jumps, jnp.where(split, (1 - must) * time, 0.0), sent * (time - fastest))
     spare = jnp.where(jumps, spare, room(shares, sent > 0))
-    extra = jnp.sum(longer) / link.slot
+    extra = jnp.sum(longer) / uplink.slot
     most_of = jnp.where(jumps, 1.0, 2.0)
     blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, most_of)
     parts = jnp.where(split, must + blend * (1 - must), sent)
     time = jnp.where(jumps, sent * time, sent * fastest) + blend * longer
-    bound = proven_dual(link, must, wanted, log_mu)
+    bound = proven_dual(uplink, must, wanted, log_mu)
 
     # Who would rather stay sends what it must, all of it too.
     stays = jnp.where(must < 1, parts < 1, switch <= log_mu)
-    link, must = given
+    uplink, must = given
     log_mu, offload = _fill_slot(
-        link, with_derivative(parts, jnp.where(stays, must, parts)), log_mu, split
+        uplink, with_derivative(parts, jnp.where(stays, must, parts)), log_mu, split
     )
-    dual = at_best(_lagrangian, (link, offload), (log_mu,))
+    dual = at_best(_lagrangian, (uplink, offload), (log_mu,))
     return Relaxed(
         offload=offload,
-        time=with_derivative(time, offload * link.load / best_nats(link, log_mu)),
+        time=with_derivative(time, offload * uplink.load / best_efficiency(uplink, log_mu)),
         sends=sends,
         log_mu=log_mu,
         bound=jnp.where(feasible, with_derivative(bound, dual), jnp.inf),
@@ -306,24 +306,24 @@ def allocate(system: System, h: jax.Array, offload: jax.Array) -> Solution:
         A ``Solution`` for the channel. Infeasible where the set does not fit or a forced
         device stays. All numbers can be differentiated twice in ``system`` and ``h``.
     """
-    uplinks, must = link(system, h), sy.forced(system).astype(h.dtype)
+    uplink, must = make_uplink(system, h), sy.forced(system).astype(h.dtype)
     offload = jnp.where(system.active, offload, 0.0).astype(h.dtype)
-    energy, time = set_energy(uplinks, offload)
-    bound = relax(uplinks, must).bound
+    energy, time = set_energy(uplink, offload)
+    bound = relax(uplink, must).bound
     energy = jnp.where(jnp.all(offload >= must), energy, jnp.inf)
-    return finish(uplinks, offload, time, energy, bound)
+    return finish(uplink, offload, time, energy, bound)
 
 
 def finish(
-    link: Link, offload: jax.Array, time: jax.Array, energy: jax.Array, bound: jax.Array
+    uplink: Uplink, offload: jax.Array, time: jax.Array, energy: jax.Array, bound: jax.Array
 ) -> Solution:
     """Make the ``Solution`` of parts and times ``[K]``: feasible if the energy is finite.
 
     An infeasible one sends nothing: whoever acts on it without looking stays silent.
     """
     feasible = jnp.isfinite(energy)
-    power = send_power(link, offload, time)
-    has_task = link.min_time > 0
+    power = send_power(uplink, offload, time)
+    has_task = uplink.min_time > 0
     return Solution(
         offload=jnp.where(feasible, offload, 0.0),
         power=jnp.where(feasible, power, 0.0),
@@ -332,14 +332,14 @@ def finish(
         lower_bound=jnp.minimum(bound, energy),  # they may meet, and both are rounded
         feasible=feasible,
         energy_per_device=jnp.where(
-            feasible, device_energy(link, offload, power, time), jnp.where(has_task, jnp.inf, 0.0)
+            feasible, device_energy(uplink, offload, power, time), jnp.where(has_task, jnp.inf, 0.0)
         ),
     )
 
 
-def _lagrangian(link: Link, offload: jax.Array, log_mu: jax.Array) -> jax.Array:
+def _lagrangian(uplink: Uplink, offload: jax.Array, log_mu: jax.Array) -> jax.Array:
     """Cost of parts ``[K]`` at a price, sum a c + (1 - a) e - mu T: ``[]`` [J]."""
-    sends = jnp.any(link.usable & (offload > 0))
+    sends = jnp.any(uplink.usable & (offload > 0))
     log_mu = jnp.where(sends, log_mu, FREE)
-    cost = jnp.where(link.usable, priced_cost(link, log_mu), 0.0)
-    return jnp.sum(offload * cost + (1 - offload) * link.local) - jnp.exp(log_mu) * link.slot
+    cost = jnp.where(uplink.usable, priced_cost(uplink, log_mu), 0.0)
+    return jnp.sum(offload * cost + (1 - offload) * uplink.local) - jnp.exp(log_mu) * uplink.slot

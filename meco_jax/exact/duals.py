@@ -18,10 +18,10 @@ from meco_jax.exact.uplink import (
     LEAST_POWER,
     SHARE_UNIT,
     SMALLEST,
-    Link,
-    best_nats,
+    Uplink,
+    best_efficiency,
+    efficiency_at,
     least_shares,
-    nats_at,
     pairwise_sum,
     room,
     rounding,
@@ -31,8 +31,8 @@ from meco_jax.runtime.describe import short_repr
 
 
 @short_repr
-class Grid(NamedTuple):
-    """Dual terms at J prices: the dual of S is ``offset + sum_(S xor base) turn``.
+class PriceGrid(NamedTuple):
+    """Dual terms at J prices: the dual of S is ``base_dual + sum_(S xor base) flip_cost``.
 
     THEORY.md, section 5.
 
@@ -43,22 +43,22 @@ class Grid(NamedTuple):
 
     log_mu: jax.Array  # [J] prices [ln W]
     base: jax.Array  # [K] bool: who sends at the relaxed problem's price
-    offset: jax.Array  # [J] dual of ``base`` [J]
-    turn: jax.Array  # [K, J] what turning a device over adds, 0 where it cannot send [J]
+    base_dual: jax.Array  # [J] dual of ``base`` [J]
+    flip_cost: jax.Array  # [K, J] what flipping a device adds, 0 where it cannot send [J]
 
 
 def price_grid(
-    link: Link,
+    uplink: Uplink,
     base: jax.Array | None,
     log_mu: Any,
     num: int,
     width: float,
     xp: ModuleType = jnp,
-) -> Grid:
+) -> PriceGrid:
     """Price every device at ``num`` prices to ``width`` on either side, densest at ``log_mu``.
 
     Args:
-        link: the uplinks.
+        uplink: the uplink.
         base: set ``[K]`` bool from which duals are counted, ``Relaxed.sends``: a result of a
             loop, since what XLA computes twice may differ in rounding. None for who saves at
             the middle price, on the host.
@@ -68,42 +68,42 @@ def price_grid(
         xp: jax.numpy, or numpy in float64.
     """
     prices = log_mu + width * xp.linspace(-1, 1, num) ** 3
-    column = link._replace(**{
-        name: x[:, None] for name, x in link._asdict().items()
+    column = uplink._replace(**{
+        name: x[:, None] for name, x in uplink._asdict().items()
         if name not in ("max_power", "slot", "exact")
     })  # fmt: skip
     held = (column, prices[None])
-    nats = nats_at(*(jax.lax.stop_gradient(held) if xp is jnp else held), xp)
+    nats = efficiency_at(*(jax.lax.stop_gradient(held) if xp is jnp else held), xp)
     mu, time = xp.exp(prices)[None], column.load / nats
     sent = time * (column.weight * xp.expm1(nats) / column.gain)
     cost, local = sent + time * mu, column.local
     if base is None:
-        base = link.usable & ((local - cost)[:, num // 2] > 0)
+        base = uplink.usable & ((local - cost)[:, num // 2] > 0)
     # The fastest times of the base are counted exactly, in what is left of the slot.
-    longer = time - column.load / column.max_nats
-    beyond = sent + xp.where(nats < column.max_nats, mu * longer, 0.0)
-    members = base & link.usable
-    spare = mu[0] * link.slot * room(least_shares(link, members, xp), members, xp)
-    slack = rounding(link) * 4 * (4 + math.log2(len(base)))
+    longer = time - column.load / column.max_efficiency
+    beyond = sent + xp.where(nats < column.max_efficiency, mu * longer, 0.0)
+    members = base & uplink.usable
+    spare = mu[0] * uplink.slot * room(least_shares(uplink, members, xp), members, xp)
+    slack = rounding(uplink) * 4 * (4 + math.log2(len(base)))
     spent = pairwise_sum(xp.where(members[:, None], beyond, local), xp)
-    offset = spent - spare - slack * (spent + abs(spare))
-    turn = xp.where(base[:, None], local - cost, cost - local) - slack * (cost + local)
-    return Grid(prices, base, offset, xp.where(column.usable, turn, 0.0))
+    base_dual = spent - spare - slack * (spent + abs(spare))
+    flip_cost = xp.where(base[:, None], local - cost, cost - local) - slack * (cost + local)
+    return PriceGrid(prices, base, base_dual, xp.where(column.usable, flip_cost, 0.0))
 
 
-def saving(grid: Grid, xp: ModuleType = jnp) -> jax.Array:
+def saving(grid: PriceGrid, xp: ModuleType = jnp) -> jax.Array:
     """What sending saves at a grid's prices, e - c: ``[K, J]`` [J]."""
-    return xp.where(grid.base[:, None], grid.turn, -grid.turn)
+    return xp.where(grid.base[:, None], grid.flip_cost, -grid.flip_cost)
 
 
-def least_dual(grid: Grid, forced: Any, xp: ModuleType = jnp) -> jax.Array:
+def least_dual(grid: PriceGrid, forced: Any, xp: ModuleType = jnp) -> jax.Array:
     """L(mu) at a grid's prices, each free device on its cheaper side: ``[J]`` [J]."""
     must_turn = forced & ~grid.base
-    turned = must_turn[:, None] | (~forced)[:, None] & (grid.turn < 0)
-    return grid.offset + pairwise_sum(xp.where(turned, grid.turn, 0.0), xp)
+    flipped = must_turn[:, None] | (~forced)[:, None] & (grid.flip_cost < 0)
+    return grid.base_dual + pairwise_sum(xp.where(flipped, grid.flip_cost, 0.0), xp)
 
 
-def proven_dual(link: Link, must: jax.Array, free: jax.Array, log_mu: jax.Array) -> jax.Array:
+def proven_dual(uplink: Uplink, must: jax.Array, free: jax.Array, log_mu: jax.Array) -> jax.Array:
     """Bound from below by the dual at a price, sum a c + (1 - a) e - mu T: ``[]`` [J].
 
     For all ways to send the parts ``must``, and any more of the tasks of ``free`` devices. True
@@ -114,53 +114,53 @@ def proven_dual(link: Link, must: jax.Array, free: jax.Array, log_mu: jax.Array)
     cost d^2 / 2x more than the least, in relation.
 
     Args:
-        link: the uplinks.
+        uplink: the uplink.
         must: part of each task that must be sent ``[K]`` [-].
         free: devices that may send all ``[K]`` bool.
         log_mu: price ``[]``, any [ln W].
     """
-    unit = rounding(link)
-    tiny = 2.0**-35 if link.load.dtype == jnp.float32 else 2.0**-44
-    nats = best_nats(link, log_mu)
-    mu = jnp.where(jnp.any(link.usable & (free | (must > 0))), jnp.exp(log_mu), 0.0)
-    given = (link, must, mu, link.exact.load / nats, nats >= link.max_nats)
-    link, must, mu, time, capped = jax.lax.optimization_barrier(jax.lax.stop_gradient(given))
-    exact = link.exact
+    unit = rounding(uplink)
+    tiny = 2.0**-35 if uplink.load.dtype == jnp.float32 else 2.0**-44
+    nats = best_efficiency(uplink, log_mu)
+    mu = jnp.where(jnp.any(uplink.usable & (free | (must > 0))), jnp.exp(log_mu), 0.0)
+    given = (uplink, must, mu, uplink.exact.load / nats, nats >= uplink.max_efficiency)
+    uplink, must, mu, time, capped = jax.lax.optimization_barrier(jax.lax.stop_gradient(given))
+    exact = uplink.exact
 
     nats = exact.load / time
     grown = jnp.expm1(nats)
-    energy = link.weight * grown / exact.gain * time
+    energy = uplink.weight * grown / exact.gain * time
     energy = energy * (1 + exact.load_rest * nats * (1 + 1 / grown) - exact.gain_rest)
-    least = link.slot * (exact.coarse + exact.fine)
-    energy = jnp.where(capped, link.weight * link.max_power * least, energy)
+    least = uplink.slot * (exact.coarse + exact.fine)
+    energy = jnp.where(capped, uplink.weight * uplink.max_power * least, energy)
     doubt = jnp.where(capped, 4.0, 6 + nats * (1 + 1 / grown)) * unit * energy
     time = jnp.where(capped, 0.0, time)
     whole = energy + mu * jnp.where(capped, least, time)
-    sent = jnp.where(free & (whole < link.local), 1.0, must)
-    sent = jnp.where(link.usable, sent, 0.0)
+    sent = jnp.where(free & (whole < uplink.local), 1.0, must)
+    sent = jnp.where(uplink.usable, sent, 0.0)
 
-    shares = least_shares(link, sent)
+    shares = least_shares(uplink, sent)
     part, rest = twofold.two_product(sent, time)
-    spent = jnp.where(sent > 0, sent * energy, 0.0) + (1 - sent) * link.local
+    spent = jnp.where(sent > 0, sent * energy, 0.0) + (1 - sent) * uplink.local
     largest = jnp.maximum(jnp.max(spent), LEAST_POWER)
-    unit_time, unit_energy = (SHARE_UNIT * twofold.power_of_two(x) for x in (link.slot, largest))
+    unit_time, unit_energy = (SHARE_UNIT * twofold.power_of_two(x) for x in (uplink.slot, largest))
     steps = jnp.round(part / unit_time) * unit_time  # their sums are exact
     whole_steps = jnp.round(spent / unit_energy) * unit_energy
     coarse, fine, in_steps, between, value, rest_value = sums_of(
         *(jnp.where(capped, share, 0.0) for share in shares), steps, part - steps + rest,
         whole_steps, spent - whole_steps,
     )  # fmt: skip
-    left, more = twofold.two_product(link.slot, 1 - coarse)
-    spare = mu * ((left - in_steps) + (more - between - link.slot * fine))
+    left, more = twofold.two_product(uplink.slot, 1 - coarse)
+    spare = mu * ((left - in_steps) + (more - between - uplink.slot * fine))
     value += rest_value
 
-    doubt = jnp.where(sent > 0, sent * doubt, 0.0) + 7 * unit * (1 - sent) * link.local
-    tie = free & (jnp.abs(whole - link.local) <= 32 * unit * link.local)
-    doubt += jnp.where(tie, 16 * unit * link.local, 0.0)
+    doubt = jnp.where(sent > 0, sent * doubt, 0.0) + 7 * unit * (1 - sent) * uplink.local
+    tie = free & (jnp.abs(whole - uplink.local) <= 32 * unit * uplink.local)
+    doubt += jnp.where(tie, 16 * unit * uplink.local, 0.0)
     split = (must > 0) & (must < 1) & (sent < 1)  # m is rounded
     doubt += jnp.where(split, 8 * unit * whole, 0.0)
-    lost = jnp.where(capped, tiny / 8 + SMALLEST / link.max_nats, tiny) * shares[0]
-    doubt = pairwise_sum(doubt + mu * link.slot * jnp.where(sent > 0, lost, 0.0))
+    lost = jnp.where(capped, tiny / 8 + SMALLEST / uplink.max_efficiency, tiny) * shares[0]
+    doubt = pairwise_sum(doubt + mu * uplink.slot * jnp.where(sent > 0, lost, 0.0))
     doubt += (3 + len(sent) * SHARE_UNIT) * unit * value + 4 * unit * jnp.abs(spare)
     bound = value - spare - doubt
     return jnp.where(bound > 0, bound, 0.0)  # and where it is not a number

@@ -1,7 +1,7 @@
 """The certified optimum of P1 with fixed shapes, for jit, vmap and accelerators.
 
 At the slot price mu* of the relaxed problem most devices have a clear answer. The few
-unclear ones are enumerated; a grid of prices gives every set of them a lower bound, the
+undecided ones are enumerated; a grid of prices gives every set of them a lower bound, the
 best sets are allocated exactly, and what was left out is bounded: the answer comes with
 a proof. Derived from P1, (6), in THEORY.md, sections 5 and 6. All is for one channel, ``[K]``.
 """
@@ -18,11 +18,11 @@ import numpy as np
 from meco_jax import system as sy
 from meco_jax.exact.allocation import finish, priced_set, relax
 from meco_jax.exact.derivatives import with_derivative
-from meco_jax.exact.duals import Grid, least_dual, price_grid, proven_dual, saving
+from meco_jax.exact.duals import PriceGrid, least_dual, price_grid, proven_dual, saving
 from meco_jax.exact.uplink import (
     FIT_TOLERANCE,
     least_shares,
-    link,
+    make_uplink,
     pairwise_sum,
 )
 from meco_jax.runtime.describe import short_repr
@@ -37,8 +37,8 @@ FINE = 17, 0.3
 class Stage(NamedTuple):
     """How much to enumerate: shapes, so static."""
 
-    unclear: int  # devices whose sets are enumerated, 2^n patterns
-    exact: int  # patterns allocated exactly
+    num_enumerated: int  # devices whose sets are enumerated, 2^n patterns
+    num_exact: int  # patterns allocated exactly
 
 
 STAGES = (Stage(6, 4), Stage(8, 8), Stage(12, 64))  # each for channels that the last leaves open
@@ -46,7 +46,7 @@ ONLY_STAGE = STAGES[1]  # where no other can follow: under jit
 
 
 def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution:
-    """Find the best decision among the unclear devices' sets, and prove how good it is.
+    """Find the best decision among the undecided devices' sets, and prove how good it is.
 
     Args:
         system: the physics.
@@ -57,38 +57,38 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
         A ``Solution``. No decision spends less than ``lower_bound``; where the two are equal
         to rounding, the answer is the optimum.
     """
-    uplinks, forced = link(system, h), sy.forced(system)
-    relaxed = relax(uplinks, forced.astype(h.dtype))
-    coarse = price_grid(uplinks, relaxed.sends, relaxed.log_mu, *COARSE)
-    sent, kept = side_bounds(coarse, forced, uplinks.usable)
+    uplink, forced = make_uplink(system, h), sy.forced(system)
+    relaxed = relax(uplink, forced.astype(h.dtype))
+    coarse = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COARSE)
+    sent, kept = side_bounds(coarse, forced, uplink.usable)
     base = forced | (sent < kept)  # each device on the side that may be cheaper
-    leaving = jnp.maximum(sent, kept)  # bounds the decisions in which it leaves that side
-    order = jnp.argsort(leaving)
-    unclear, clear = order[: stage.unclear], order[stage.unclear :]
+    bounds_off_side = jnp.maximum(sent, kept)  # bounds the decisions in which it leaves that side
+    order = jnp.argsort(bounds_off_side)
+    undecided, clear = order[: stage.num_enumerated], order[stage.num_enumerated :]
 
-    turns = jnp.asarray(_patterns(len(unclear)))  # [P, n] which of the unclear devices to turn
-    sets = turns ^ coarse.base[unclear][None]  # and so which of them send
-    stuck = sets & jnp.isinf(sent[unclear])[None] | ~sets & jnp.isinf(kept[unclear])[None]
-    sending = base.at[unclear].set(coarse.base[unclear])
-    least = jnp.stack(least_shares(uplinks, uplinks.usable), axis=1)  # [K, 2]
-    more = jnp.where(coarse.base[:, None], -least, least)[unclear]
-    # A product: jaxlib 0.10.2 sums turns * more wrongly, github.com/jax-ml/jax/issues/39103
-    used = jnp.sum(jnp.where(sending[:, None], least, 0.0), axis=0)[None] + _product(turns, more)
+    flips = jnp.asarray(_patterns(len(undecided)))  # [P, n] which of the undecided devices to flip
+    sets = flips ^ coarse.base[undecided][None]  # and so which of them send
+    impossible = sets & jnp.isinf(sent[undecided])[None] | ~sets & jnp.isinf(kept[undecided])[None]
+    sending = base.at[undecided].set(coarse.base[undecided])
+    least = jnp.stack(least_shares(uplink, uplink.usable), axis=1)  # [K, 2]
+    more = jnp.where(coarse.base[:, None], -least, least)[undecided]
+    # A product: jaxlib 0.10.2 sums flips * more wrongly, github.com/jax-ml/jax/issues/39103
+    used = jnp.sum(jnp.where(sending[:, None], least, 0.0), axis=0)[None] + _product(flips, more)
     fitting = (1 - used[:, 0]) - used[:, 1] >= -FIT_TOLERANCE
-    allowed = ~jnp.any(stuck, axis=1) & fitting
-    bounds = jnp.where(allowed, set_bounds(coarse, base, unclear, turns), jnp.inf)
-    likely = base.at[unclear].set(sets[jnp.argmin(bounds)])
-    dual = coarse.offset + _product(likely ^ coarse.base, coarse.turn)
+    allowed = ~jnp.any(impossible, axis=1) & fitting
+    bounds = jnp.where(allowed, set_bounds(coarse, base, undecided, flips), jnp.inf)
+    likely = base.at[undecided].set(sets[jnp.argmin(bounds)])
+    dual = coarse.base_dual + _product(likely ^ coarse.base, coarse.flip_cost)
     _, peak = jax.lax.top_k(dual, 1)  # never computed twice, unlike argmax
-    fine = price_grid(uplinks, relaxed.sends, coarse.log_mu[peak[0]], *FINE)
-    bounds = jnp.maximum(bounds, set_bounds(fine, base, unclear, turns))
+    fine = price_grid(uplink, relaxed.sends, coarse.log_mu[peak[0]], *FINE)
+    bounds = jnp.maximum(bounds, set_bounds(fine, base, undecided, flips))
 
-    lowest, picked = jax.lax.top_k(-bounds, min(stage.exact + 1, len(sets)))
-    left_out = jnp.min(leaving[clear], initial=jnp.inf)
-    if len(sets) > stage.exact:
+    lowest, picked = jax.lax.top_k(-bounds, min(stage.num_exact + 1, len(sets)))
+    left_out = jnp.min(bounds_off_side[clear], initial=jnp.inf)
+    if len(sets) > stage.num_exact:
         left_out = jnp.minimum(left_out, -lowest[-1])
         lowest, picked = lowest[:-1], picked[:-1]
-    offload = jax.vmap(lambda s: base.at[unclear].set(s))(sets[picked]).astype(h.dtype)
+    offload = jax.vmap(lambda s: base.at[undecided].set(s))(sets[picked]).astype(h.dtype)
     # Where none of the sets fits, the devices that save most at mu*, as many as fit.
     any_fits = jnp.isfinite(lowest[0])
     saved = jnp.where(forced, jnp.inf, saving(coarse)[:, COARSE[0] // 2])
@@ -96,33 +96,37 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
     fitting = jnp.cumsum(jnp.sum(least, axis=1)[line]) <= 1
     greedy = forced.at[line].max(fitting & (saved[line] > 0)).astype(h.dtype)
     offload = offload.at[0].set(jnp.where(any_fits, offload[0], greedy))
-    energies, times, prices = jax.vmap(partial(priced_set, uplinks))(offload)
+    energies, times, prices = jax.vmap(partial(priced_set, uplink))(offload)
     energies = jnp.where(jnp.isfinite(lowest.at[0].set(0.0)), energies, jnp.inf)
     nobody = jnp.zeros(len(h), bool)
-    duals = jax.vmap(lambda s, v: proven_dual(uplinks, s, nobody, v))(offload, prices)
+    duals = jax.vmap(lambda s, v: proven_dual(uplink, s, nobody, v))(offload, prices)
     # The dual of a set has the derivatives of its energy, which equals it but for rounding.
     duals = with_derivative(duals, energies)
     least_dual = jnp.min(jnp.where(jnp.isfinite(energies), duals, jnp.inf))
     best = jnp.argmin(energies)
     bound = jnp.maximum(jnp.minimum(left_out, least_dual), relaxed.bound)
-    return finish(uplinks, offload[best], times[best], energies[best], bound)
+    return finish(uplink, offload[best], times[best], energies[best], bound)
 
 
-def set_bounds(grid: Grid, base: jax.Array, unclear: jax.Array, turns: jax.Array) -> jax.Array:
+def set_bounds(
+    grid: PriceGrid, base: jax.Array, undecided: jax.Array, flips: jax.Array
+) -> jax.Array:
     """Bound the energy of sets from below by their best dual, THEORY.md, section 5: ``[P]`` [J].
 
     Args:
         grid: dual terms.
-        base: set of the devices that are not unclear ``[K]`` bool.
-        unclear: indices of the enumerated devices ``[n]``.
-        turns: which of these are turned over from the grid's base, ``[P, n]`` bool.
+        base: set of the devices that are not undecided ``[K]`` bool.
+        undecided: indices of the enumerated devices ``[n]``.
+        flips: which of these are flipped from the grid's base, ``[P, n]`` bool.
     """
-    turned = (base ^ grid.base).at[unclear].set(False)
-    fixed = grid.offset + pairwise_sum(jnp.where(turned[:, None], grid.turn, 0.0))
-    return jnp.max(fixed[None] + _product(turns, grid.turn[unclear]), axis=1)
+    flipped = (base ^ grid.base).at[undecided].set(False)
+    fixed = grid.base_dual + pairwise_sum(jnp.where(flipped[:, None], grid.flip_cost, 0.0))
+    return jnp.max(fixed[None] + _product(flips, grid.flip_cost[undecided]), axis=1)
 
 
-def side_bounds(grid: Grid, forced: jax.Array, usable: jax.Array) -> tuple[jax.Array, jax.Array]:
+def side_bounds(
+    grid: PriceGrid, forced: jax.Array, usable: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Bound from below every decision in which a device sends, and in which it does not.
 
     All other devices take their cheaper side, THEORY.md, section 6: the maximum over prices of

@@ -12,18 +12,18 @@ import jax.numpy as jnp
 
 from meco_jax import system as sy
 from meco_jax.exact.allocation import finish, relax, set_energy
-from meco_jax.exact.duals import Grid, price_grid
+from meco_jax.exact.duals import PriceGrid, price_grid
 from meco_jax.exact.uplink import (
-    Link,
+    Uplink,
     energy_spent,
     fits,
-    link,
+    make_uplink,
     priced_cost,
 )
 from meco_jax.solution import Solution
 from meco_jax.system import System
 
-GRID = 33, 4.0  # prices and half width [ln W] of the grid that compares decisions
+COMPARING = 33, 4.0  # prices and half width [ln W] of the grid that compares decisions
 EXACT = 3  # decisions worth an exact allocation
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -40,8 +40,8 @@ def mcos(system: System, h: jax.Array) -> Solution:
     Returns:
         A ``Solution``; infeasible where the forced devices do not fit. ``lower_bound`` is P1's.
     """
-    uplinks, must = link(system, h), sy.forced(system).astype(h.dtype)
-    return _full_power(uplinks, must, relax(uplinks, must).bound)
+    uplink, must = make_uplink(system, h), sy.forced(system).astype(h.dtype)
+    return _full_power(uplink, must, relax(uplink, must).bound)
 
 
 def mcos_partial(system: System, h: jax.Array) -> Solution:
@@ -56,8 +56,8 @@ def mcos_partial(system: System, h: jax.Array) -> Solution:
     Returns:
         A ``Solution`` with ``offload`` = m^+. ``lower_bound`` is that of partial offloading.
     """
-    uplinks, must = link(system, h), sy.required_ratio(system)
-    return _full_power(uplinks, must, relax(uplinks, must).bound)
+    uplink, must = make_uplink(system, h), sy.required_ratio(system)
+    return _full_power(uplink, must, relax(uplink, must).bound)
 
 
 def pcos(system: System, h: jax.Array) -> Solution:
@@ -73,24 +73,24 @@ def pcos(system: System, h: jax.Array) -> Solution:
         A ``Solution`` with ``offload`` in [m^+, 1]. ``lower_bound`` is the dual's value:
         the same number but for rounding.
     """
-    uplinks = link(system, h)
-    relaxed = relax(uplinks, sy.required_ratio(system))
-    energy = energy_spent(uplinks, relaxed.offload, relaxed.time)
+    uplink = make_uplink(system, h)
+    relaxed = relax(uplink, sy.required_ratio(system))
+    energy = energy_spent(uplink, relaxed.offload, relaxed.time)
     feasible = jnp.isfinite(relaxed.bound)
     dual = jnp.where(feasible, relaxed.bound, 0.0)
     energy = dual + jax.lax.stop_gradient(energy - dual)  # its derivative: strong duality
     energy = jnp.where(feasible, energy, jnp.inf)
-    return finish(uplinks, relaxed.offload, relaxed.time, energy, relaxed.bound)
+    return finish(uplink, relaxed.offload, relaxed.time, energy, relaxed.bound)
 
 
 def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
     """Make a decision feasible and give it its optimal powers and times.
 
-    The devices stand in a line: the forced ones, then those chosen to offload, then the
+    The devices are ranked: the forced ones, then those chosen to offload, then the
     others, each group by the energy that offloading saves at the price mu* of the slot,
-    e - c(mu*). The best head of the line is taken, and then the best change of one device,
-    if it saves more. The forced devices alone are among the heads and allocated exactly, so
-    leaving all others local is never better.
+    e - c(mu*). The best prefix of the ranking is taken, and then the best change of one device,
+    if it saves more. The forced devices alone are among the prefixes and allocated exactly, so
+    bounds_off_side all others local is never better.
 
     Args:
         system: the physics.
@@ -100,64 +100,62 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
     Returns:
         A ``Solution``; infeasible where the forced devices do not fit.
     """
-    uplinks, forced = link(system, h), sy.forced(system)
-    relaxed = relax(uplinks, forced.astype(h.dtype))
-    saved = jnp.where(
-        uplinks.usable, uplinks.local - priced_cost(uplinks, relaxed.log_mu), -jnp.inf
-    )
+    uplink, forced = make_uplink(system, h), sy.forced(system)
+    relaxed = relax(uplink, forced.astype(h.dtype))
+    saved = jnp.where(uplink.usable, uplink.local - priced_cost(uplink, relaxed.log_mu), -jnp.inf)
     group = jnp.where(forced, 0, jnp.where(offload > 0.5, 1, 2))
-    grid = price_grid(uplinks, relaxed.sends, relaxed.log_mu, *GRID)
-    best, _, _ = best_head(uplinks, grid, forced, jnp.lexsort((-saved, group)), EXACT)
+    grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
+    best, _, _ = best_prefix(uplink, grid, forced, jnp.lexsort((-saved, group)), EXACT)
     changes = jnp.logical_xor(best[None], jnp.eye(h.shape[-1], dtype=bool))
-    changes = jnp.where((uplinks.usable & ~forced)[None], changes, best[None])
-    best, time, energy = cheapest(uplinks, grid, changes, best, EXACT)
-    return finish(uplinks, best.astype(h.dtype), time, energy, relaxed.bound)
+    changes = jnp.where((uplink.usable & ~forced)[None], changes, best[None])
+    best, time, energy = cheapest(uplink, grid, changes, best, EXACT)
+    return finish(uplink, best.astype(h.dtype), time, energy, relaxed.bound)
 
 
-def best_head(
-    uplinks: Link, grid: Grid, forced: jax.Array, line: jax.Array, exact: int
+def best_prefix(
+    uplink: Uplink, grid: PriceGrid, forced: jax.Array, ranking: jax.Array, exact: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Send the forced devices and the best number of others from the head of a line.
+    """Send the forced devices and the best number of others from the head of a ranking.
 
     Args:
-        uplinks: of the channel.
-        grid: dual terms that compare the heads.
+        uplink: of the channel.
+        grid: dual terms that compare the prefixes.
         forced: C2, ``[K]`` bool.
-        line: indices of all devices, the first ones sent first, ``[K]``.
-        exact: heads that are allocated exactly; the forced devices alone are another.
+        ranking: indices of all devices, the first ones sent first, ``[K]``.
+        exact: prefixes that are allocated exactly; the forced devices alone are another.
 
     Returns:
         The set ``[K]`` bool, its times ``[K]`` [s] and energy ``[]`` [J], see ``cheapest``.
     """
-    place = jnp.argsort(line)
-    heads = place[None] < jnp.arange(len(line) + 1)[:, None]  # [K + 1, K]
-    heads = jnp.where((uplinks.usable & ~forced)[None], heads, forced[None])
-    return cheapest(uplinks, grid, heads, forced, exact)
+    place = jnp.argsort(ranking)
+    prefixes = place[None] < jnp.arange(len(ranking) + 1)[:, None]  # [K + 1, K]
+    prefixes = jnp.where((uplink.usable & ~forced)[None], prefixes, forced[None])
+    return cheapest(uplink, grid, prefixes, forced, exact)
 
 
 def cheapest(
-    uplinks: Link, grid: Grid, sets: jax.Array, known: jax.Array, exact: int
+    uplink: Uplink, grid: PriceGrid, sets: jax.Array, known: jax.Array, exact: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Pick the set of least energy out of ``[M, K]`` and ``known`` ``[K]``, with its times.
 
     The grid's dual values, THEORY.md, section 5, tell the ``exact`` ones that are worth an exact
     allocation. The energy is infinite if none fits.
     """
-    turned = (sets ^ grid.base[None]).astype(grid.turn.dtype)
-    duals = grid.offset[None] + jnp.matmul(turned, grid.turn, precision=HIGHEST)
+    flipped = (sets ^ grid.base[None]).astype(grid.flip_cost.dtype)
+    duals = grid.base_dual[None] + jnp.matmul(flipped, grid.flip_cost, precision=HIGHEST)
     bounds = jnp.max(duals, axis=1)
-    fitting = jax.vmap(partial(fits, uplinks))(sets.astype(grid.turn.dtype))
+    fitting = jax.vmap(partial(fits, uplink))(sets.astype(grid.flip_cost.dtype))
     bounds = jnp.where(fitting, bounds, jnp.inf)
     _, likely = jax.lax.top_k(-bounds, min(exact, len(sets)))
-    few = jnp.concatenate([sets[likely], known[None]]).astype(grid.turn.dtype)
-    energies, times = jax.vmap(partial(set_energy, uplinks))(few)
+    few = jnp.concatenate([sets[likely], known[None]]).astype(grid.flip_cost.dtype)
+    energies, times = jax.vmap(partial(set_energy, uplink))(few)
     best = jnp.argmin(energies)
     return few[best] > 0, times[best], energies[best]
 
 
-def _full_power(uplinks: Link, offload: jax.Array, bound: jax.Array) -> Solution:
+def _full_power(uplink: Uplink, offload: jax.Array, bound: jax.Array) -> Solution:
     """Send the parts ``offload`` as fast as possible."""
-    fit = fits(uplinks, offload)
-    time = jnp.where(uplinks.usable & fit, offload * uplinks.load / uplinks.max_nats, 0.0)
-    energy = jnp.where(fit, energy_spent(uplinks, offload, time), jnp.inf)
-    return finish(uplinks, offload, time, energy, bound)
+    fit = fits(uplink, offload)
+    time = jnp.where(uplink.usable & fit, offload * uplink.load / uplink.max_efficiency, 0.0)
+    energy = jnp.where(fit, energy_spent(uplink, offload, time), jnp.inf)
+    return finish(uplink, offload, time, energy, bound)

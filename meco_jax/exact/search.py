@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from meco_jax import system as sy
-from meco_jax.exact.duals import Grid, least_dual, price_grid, saving
+from meco_jax.exact.duals import PriceGrid, least_dual, price_grid, saving
 from meco_jax.exact.enumeration import COARSE
 from meco_jax.exact.uplink import (
     FIT_TOLERANCE,
     LEAST_POWER,
-    Link,
+    Uplink,
     device_energy,
+    efficiency_at,
     excess,
-    link,
     log_price,
-    nats_at,
+    make_uplink,
 )
 from meco_jax.solution import Solution
 from meco_jax.system import System
@@ -55,14 +55,14 @@ def search(
         A better decision ``[K]`` bool, or None if there is none within the tolerance, and a
         lower bound on the optimum [J]: ``energy`` less the tolerance, unless the nodes ran out.
     """
-    p = host_link(system, h)
+    p = host_uplink(system, h)
     forced = np.asarray(sy.forced(system))
     state = _Search(p, forced, energy, tolerance, max_nodes)
     middle = _zoom(p, forced)
     bounds, centres = _count_bounds(state, host_grid(p, middle, COARSE[1]))
     for count in np.argsort(bounds, kind="stable")[:FIRST_COUNTS]:  # a good answer first
         if bounds[count] < state.cut:
-            state.try_set(_heads(state, host_grid(p, centres[count], 0.0), count)[0])
+            state.try_set(_prefixes(state, host_grid(p, centres[count], 0.0), count)[0])
     for count in np.argsort(bounds, kind="stable"):
         if bounds[count] >= state.cut:
             break
@@ -77,7 +77,7 @@ class _Search:
     """What is known while a channel is searched."""
 
     def __init__(
-        self, p: Link, forced: np.ndarray, energy: float, tolerance: float, nodes: int
+        self, p: Uplink, forced: np.ndarray, energy: float, tolerance: float, nodes: int
     ) -> None:
         self.p, self.forced, self.tolerance, self.nodes = p, forced, tolerance, nodes
         within = p.min_time <= p.slot * (1 + FIT_TOLERANCE)
@@ -98,14 +98,14 @@ class _Search:
             self.better, self.energy = chosen, value
 
 
-def _count_bounds(state: _Search, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def _count_bounds(state: _Search, grid: PriceGrid) -> tuple[np.ndarray, np.ndarray]:
     """Bound the decisions with n free senders, n = 0, 1, ...: ``[F + 1]`` [J], and at which ln mu.
 
     At each price the n that save most are sent; infinite where no n of them fit.
     """
-    offset, saving = _from_forced(state, grid)
-    heads = np.cumsum(-np.sort(-saving, axis=0), axis=0)
-    duals = offset - np.concatenate([np.zeros_like(offset)[None], heads])
+    base_dual, saving = _from_forced(state, grid)
+    prefixes = np.cumsum(-np.sort(-saving, axis=0), axis=0)
+    duals = base_dual - np.concatenate([np.zeros_like(base_dual)[None], prefixes])
     least = np.cumsum(np.append(0.0, np.sort(state.p.min_time[state.free])))
     least += state.p.min_time[state.forced].sum()
     fits = least <= state.p.slot * (1 + FIT_TOLERANCE)
@@ -113,14 +113,14 @@ def _count_bounds(state: _Search, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     return np.where(fits, duals[np.arange(len(best)), best], np.inf), np.asarray(grid.log_mu)[best]
 
 
-def _from_forced(state: _Search, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def _from_forced(state: _Search, grid: PriceGrid) -> tuple[np.ndarray, np.ndarray]:
     """Dual values of the forced devices alone ``[J]``, and the savings ``[F, J]`` [J]."""
-    turned = (state.forced & state.p.usable) ^ grid.base
-    offset = np.asarray(grid.offset + grid.turn[turned].sum(axis=0))
-    return offset, np.asarray(saving(grid, np))[state.free]
+    flipped = (state.forced & state.p.usable) ^ grid.base
+    base_dual = np.asarray(grid.base_dual + grid.flip_cost[flipped].sum(axis=0))
+    return base_dual, np.asarray(saving(grid, np))[state.free]
 
 
-def _heads(state: _Search, grid: Grid, count: int) -> np.ndarray:
+def _prefixes(state: _Search, grid: PriceGrid, count: int) -> np.ndarray:
     """The forced devices and the ``count`` that save most, at each price: ``[J, K]`` bool."""
     saving = _from_forced(state, grid)[1]
     first = np.argsort(-saving, axis=0, kind="stable")[:count]
@@ -139,9 +139,9 @@ def _search_count(state: _Search, count: int, log_mu: float) -> None:
         return
     state.nodes -= EXACT_NODES
     grid = host_grid(p, log_mu, COARSE[1])
-    offset, saving = _from_forced(state, grid)
+    base_dual, saving = _from_forced(state, grid)
     order = -np.sort(-saving, axis=0)
-    least = offset - order[:count].sum(axis=0)
+    least = base_dual - order[:count].sum(axis=0)
     extra = saving - (order[count - 1] + order[count]) / 2  # and the price of sending
     stay, send = np.maximum(extra, 0), np.maximum(-extra, 0)  # what the other side costs
     if least.max() >= state.cut:
@@ -149,23 +149,23 @@ def _search_count(state: _Search, count: int, log_mu: float) -> None:
     kept, sent = (least + stay).max(axis=1), (least + send).max(axis=1)
     if np.any((kept >= state.cut) & (sent >= state.cut)):
         return
-    unclear = np.flatnonzero((kept < state.cut) & (sent < state.cut))
-    unclear = unclear[np.argsort(-np.maximum(kept, sent)[unclear], kind="stable")]
+    undecided = np.flatnonzero((kept < state.cut) & (sent < state.cut))
+    undecided = undecided[np.argsort(-np.maximum(kept, sent)[undecided], kind="stable")]
     base = kept >= state.cut  # who surely sends
-    before = _dominance(p, free[unclear])
+    before = _dominance(p, free[undecided])
     number = count - base.sum()
     used = np.full(1, p.min_time[state.forced].sum() + p.min_time[free[base]].sum())
-    duals, sets = least[None], np.zeros((1, len(unclear)), bool)
-    for place, k in enumerate(unclear):
-        width = max(LEAST_WIDTH, state.nodes // (len(unclear) - place))
+    duals, sets = least[None], np.zeros((1, len(undecided)), bool)
+    for place, k in enumerate(undecided):
+        width = max(LEAST_WIDTH, state.nodes // (len(undecided) - place))
         better, worse = (np.flatnonzero(x[:place]) for x in (before[:, place], before[place]))
         sums = sets[:, :place].sum(axis=1)
         may_send = (sums < number) & sets[:, better].all(axis=1)
         may_send &= used + p.min_time[free[k]] <= p.slot * (1 + FIT_TOLERANCE)
-        may_stay = (sums + len(unclear) - place > number) & ~sets[:, worse].any(axis=1)
+        may_stay = (sums + len(undecided) - place > number) & ~sets[:, worse].any(axis=1)
         rows = np.concatenate([np.flatnonzero(may_stay), np.flatnonzero(may_send)])
-        turned = np.arange(len(rows)) >= may_stay.sum()
-        duals = duals[rows] + np.where(turned[:, None], send[k], stay[k])
+        flipped = np.arange(len(rows)) >= may_stay.sum()
+        duals = duals[rows] + np.where(flipped[:, None], send[k], stay[k])
         low = duals.max(axis=1)
         state.nodes -= len(low)
         keep = np.flatnonzero(low < state.cut)
@@ -175,7 +175,7 @@ def _search_count(state: _Search, count: int, log_mu: float) -> None:
             keep = keep[:width]
         rows, duals = rows[keep], duals[keep]
         sets = sets[rows]
-        sets[:, place] = turned[keep]
+        sets[:, place] = flipped[keep]
         used = used[rows] + sets[:, place] * p.min_time[free[k]]
     for low, chosen in zip(duals.max(axis=1), sets):
         if low >= state.cut:
@@ -185,11 +185,11 @@ def _search_count(state: _Search, count: int, log_mu: float) -> None:
             break
         whole = state.forced.copy()
         whole[free[base]] = True
-        whole[free[unclear[chosen]]] = True
+        whole[free[undecided[chosen]]] = True
         state.try_set(whole)
 
 
-def _dominance(p: Link, devices: np.ndarray) -> np.ndarray:
+def _dominance(p: Uplink, devices: np.ndarray) -> np.ndarray:
     """Tell which device i sends wherever j does: it costs less to send, and more to keep.
 
     To change places with j then saves energy. Returns ``[n, n]`` bool, [i, j].
@@ -201,7 +201,7 @@ def _dominance(p: Link, devices: np.ndarray) -> np.ndarray:
     return lower & (~equal | np.triu(np.ones_like(equal), 1))
 
 
-def allocate_on_host(p: Link, chosen: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+def allocate_on_host(p: Uplink, chosen: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """Allocate a set ``[K]`` bool in float64: energy [J], infinite if it does not fit, p, t."""
     time, power = np.zeros(len(chosen)), np.zeros(len(chosen))
     kept = np.where(chosen, 0.0, p.local).sum()
@@ -212,11 +212,11 @@ def allocate_on_host(p: Link, chosen: np.ndarray) -> tuple[float, np.ndarray, np
     if spare < -FIT_TOLERANCE * p.slot:
         return np.inf, power, time
     if len(q.load):
-        high = float(np.max(log_price(q, q.max_nats, np)))
-        low = float(np.max(log_price(q, np.minimum(q.load / p.slot, q.max_nats), np)))
+        high = float(np.max(log_price(q, q.max_efficiency, np)))
+        low = float(np.max(log_price(q, np.minimum(q.load / p.slot, q.max_efficiency), np)))
         for _ in range(HOST_STEPS):  # as in allocation.slot_price
-            nats = nats_at(q, low, np)
-            slow = nats < q.max_nats
+            nats = efficiency_at(q, low, np)
+            slow = nats < q.max_efficiency
             used = (q.load / nats)[slow]
             room = max(spare + q.min_time[slow].sum(), 1e-3 * used.sum())
             if not slow.any() or used.sum() <= room:
@@ -227,16 +227,16 @@ def allocate_on_host(p: Link, chosen: np.ndarray) -> tuple[float, np.ndarray, np
         extra = np.sum(wanted - q.min_time)
         blend = min(max(spare, 0) / extra, 2.0) if extra > 0 else 0.0
         time[sends] = q.min_time + blend * (wanted - q.min_time)
-        nats = np.minimum(q.load / time[sends], q.max_nats)
+        nats = np.minimum(q.load / time[sends], q.max_efficiency)
         power[sends] = np.minimum(np.expm1(nats) / q.gain, p.max_power)
     return float(kept + np.sum(p.weight * power * time)), power, time
 
 
 def solution_on_host(system: System, h: np.ndarray, chosen: np.ndarray) -> Solution:
     """Allocate a fitting set ``[K]`` bool of one channel in float64, in the gains' precision."""
-    uplinks: Any = host_link(system, h)
-    energy, power, time = allocate_on_host(uplinks, chosen)
-    each: Any = device_energy(uplinks, chosen, power, time)  # type: ignore[arg-type]
+    uplink: Any = host_uplink(system, h)
+    energy, power, time = allocate_on_host(uplink, chosen)
+    each: Any = device_energy(uplink, chosen, power, time)  # type: ignore[arg-type]
     values: dict[str, Any] = {
         "offload": chosen,
         "power": np.maximum(power, np.where(time > 0, LEAST_POWER, 0.0)),
@@ -249,7 +249,7 @@ def solution_on_host(system: System, h: np.ndarray, chosen: np.ndarray) -> Solut
     return Solution(**floats, feasible=np.isfinite(energy))  # type: ignore[arg-type]
 
 
-def _zoom(p: Link, forced: np.ndarray) -> float:
+def _zoom(p: Uplink, forced: np.ndarray) -> float:
     """Maximise the concave L(mu) over the price by ever narrower grids: ln mu [ln W]."""
     log_mu, width = -30.0, 90.0
     for _ in range(7):
@@ -261,15 +261,15 @@ def _zoom(p: Link, forced: np.ndarray) -> float:
     return log_mu
 
 
-def host_link(system: System, h: np.ndarray) -> Link:
-    """Compute the uplinks in NumPy's float64."""
+def host_uplink(system: System, h: np.ndarray) -> Uplink:
+    """Compute the uplink in NumPy's float64."""
     fields = {name: np.asarray(getattr(system, name), np.float64) for name in sy.SYSTEM_RANGES}
     exact = System(**fields, active=np.asarray(system.active))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return link(exact, np.asarray(h, np.float64), np)
+        return make_uplink(exact, np.asarray(h, np.float64), np)
 
 
-def host_grid(p: Link, log_mu: float, width: float) -> Grid:
+def host_grid(p: Uplink, log_mu: float, width: float) -> PriceGrid:
     """Price every device in NumPy's float64, counted from who saves at the middle price."""
     with np.errstate(over="ignore", invalid="ignore"):
         return price_grid(p, None, np.float64(log_mu), PRICES, width, np)

@@ -33,7 +33,7 @@ SMALLEST = 1e-36  # the rests of numbers so small are lost [-]
 
 @short_repr
 class Exact(NamedTuple):
-    """What single floats of ``Link`` leave away, ``[K]`` each; constants to derivatives."""
+    """What single floats of ``Uplink`` leave away, ``[K]`` each; constants to derivatives."""
 
     load: jax.Array  # the float of the same name [s nat]
     gain: jax.Array  # the float of the same name [1/W]
@@ -44,22 +44,22 @@ class Exact(NamedTuple):
 
 
 @short_repr
-class Link(NamedTuple):
-    """The uplinks of one channel in the symbols of THEORY.md, section 1: ``[K]`` each."""
+class Uplink(NamedTuple):
+    """The uplink of one channel in the symbols of THEORY.md, section 1: ``[K]`` each."""
 
     usable: jax.Array  # bool: real, with bits to send, and heard at all
     load: jax.Array  # D / w [s nat]
     gain: jax.Array  # g = h^2 / N0 [1/W]
     weight: jax.Array  # beta [-]
     max_power: jax.Array  # p_max [W], []
-    max_nats: jax.Array  # x_max = ln(1 + p_max g) [nat]
+    max_efficiency: jax.Array  # x_max = ln(1 + p_max g) [nat]
     min_time: jax.Array  # t_min = D / (w x_max), infinite out of reach [s]
     local: jax.Array  # e: weighted local energy, 0 for padding [J]
     slot: jax.Array  # T [s], []
     exact: Exact
 
 
-def link(system: System, h: Any, xp: ModuleType = jnp) -> Link:
+def make_uplink(system: System, h: Any, xp: ModuleType = jnp) -> Uplink:
     """Compute the terms of every uplink.
 
     Args:
@@ -68,12 +68,14 @@ def link(system: System, h: Any, xp: ModuleType = jnp) -> Link:
         xp: jax.numpy, or numpy with all of float64, which leaves nothing to be ``Exact`` about.
     """
     gain = sy.power_gain(system, h, xp)
-    max_nats = xp.log1p(system.max_power * gain)
+    max_efficiency = xp.log1p(system.max_power * gain)
     load = xp.where(system.active, system.task_bits / sy.nat_rate(system, xp), 0.0)
-    heard = max_nats * (1e12 * system.slot) > load  # slower is as good as never, and overflows
+    heard = (
+        max_efficiency * (1e12 * system.slot) > load
+    )  # slower is as good as never, and overflows
     usable = heard & (load > 0)
     # 1 stands in where nothing is sent: values and gradients stay finite under the masks.
-    used_load, used_nats = xp.where(usable, load, 1.0), xp.where(usable, max_nats, 1.0)
+    used_load, used_nats = xp.where(usable, load, 1.0), xp.where(usable, max_efficiency, 1.0)
     used_gain = xp.where(usable, gain, 1.0)
     out_of_reach = xp.where(load > 0, xp.inf, 0.0)
     min_time = xp.where(usable, used_load / used_nats, out_of_reach)
@@ -82,13 +84,13 @@ def link(system: System, h: Any, xp: ModuleType = jnp) -> Link:
     else:
         nothing = xp.zeros_like(load)
         exact = Exact(used_load, used_gain, nothing, nothing, min_time / system.slot, nothing)
-    return Link(
+    return Uplink(
         usable=usable,
         load=used_load,
         gain=used_gain,
         weight=xp.where(usable, system.weight, 1.0),
         max_power=xp.asarray(system.max_power, gain.dtype),
-        max_nats=used_nats,
+        max_efficiency=used_nats,
         min_time=min_time,
         local=xp.where(system.active, sy.local_energy(system), 0.0),
         slot=xp.asarray(system.slot, gain.dtype),
@@ -154,7 +156,7 @@ def _excess_of(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> jax.Ar
 
 
 def least_shares(
-    link: Link, offload: jax.Array, xp: ModuleType = jnp
+    uplink: Uplink, offload: jax.Array, xp: ModuleType = jnp
 ) -> tuple[jax.Array, jax.Array]:
     """Compute the least part of the slot that each part ``offload`` takes, ``[K]`` [-].
 
@@ -162,14 +164,16 @@ def least_shares(
         A multiple of ``SHARE_UNIT``, infinite out of reach, and the rest of it.
     """
     if offload.dtype == bool:
-        return xp.where(offload, link.exact.coarse, 0.0), xp.where(offload, link.exact.fine, 0.0)
+        return xp.where(offload, uplink.exact.coarse, 0.0), xp.where(
+            offload, uplink.exact.fine, 0.0
+        )
     sent = offload > 0
-    coarse = jnp.where(sent & link.usable, link.exact.coarse, 0.0)
+    coarse = jnp.where(sent & uplink.usable, uplink.exact.coarse, 0.0)
     share, rest = twofold.two_product(offload, coarse)
     whole = jnp.round(share / SHARE_UNIT) * SHARE_UNIT
-    fine = (share - whole) + (rest + offload * link.exact.fine)
+    fine = (share - whole) + (rest + offload * uplink.exact.fine)
     whole, fine = jax.lax.stop_gradient((whole, jnp.where(sent, fine, 0.0)))
-    return jnp.where(sent & ~link.usable, link.exact.coarse, whole), fine
+    return jnp.where(sent & ~uplink.usable, uplink.exact.coarse, whole), fine
 
 
 def room(
@@ -186,100 +190,104 @@ def room(
     return (1 - coarse) - fine
 
 
-def fits(link: Link, offload: jax.Array) -> jax.Array:
+def fits(uplink: Uplink, offload: jax.Array) -> jax.Array:
     """Tell whether a decision ``[K]`` can be sent within the slot, sum a t_min <= T: bool."""
     sent = offload if offload.dtype == bool else offload > 0
-    return room(least_shares(link, offload), sent) >= -FIT_TOLERANCE
+    return room(least_shares(uplink, offload), sent) >= -FIT_TOLERANCE
 
 
-def log_price(link: Link, nats: jax.Array, xp: ModuleType = jnp) -> jax.Array:
+def log_price(uplink: Uplink, nats: jax.Array, xp: ModuleType = jnp) -> jax.Array:
     """Price at which x nats are best, ln(beta / g (e^x (x - 1) + 1)): ``[K]`` [ln W]."""
-    return xp.log(link.weight / link.gain) + nats + xp.log(excess(nats, xp))
+    return xp.log(uplink.weight / uplink.gain) + nats + xp.log(excess(nats, xp))
 
 
 @jax.custom_jvp
-def best_nats(link: Link, log_mu: jax.Array) -> jax.Array:
+def best_efficiency(uplink: Uplink, log_mu: jax.Array) -> jax.Array:
     """Nats per symbol that minimise E + mu t, at most x_max: ``[K]`` [nat]."""
-    return nats_at(link, log_mu)
+    return efficiency_at(uplink, log_mu)
 
 
-def nats_at(link: Link, log_mu: Any, xp: ModuleType = jnp) -> Any:
-    """Compute ``best_nats``, without its derivatives, of any shape that broadcasts.
+def efficiency_at(uplink: Uplink, log_mu: Any, xp: ModuleType = jnp) -> Any:
+    """Compute ``best_efficiency``, without its derivatives, of any shape that broadcasts.
 
     Solves ``e^x (x - 1) + 1 = y``, y = mu g / beta (a Lambert function), by Halley steps on
     its logarithm ``x + ln(x - 1 + e^-x) = ln y``, which is nearly straight.
     """
-    log_y = xp.maximum(log_mu - xp.log(link.weight / link.gain), LEAST_LOG_Y)
+    log_y = xp.maximum(log_mu - xp.log(uplink.weight / uplink.gain), LEAST_LOG_Y)
     x = xp.logaddexp((log_y + math.log(2)) / 2, 0.0)  # ln(1 + sqrt(2 y)), exact for small y
     for _ in range(NATS_STEPS if xp is jnp else NATS_STEPS + 1):
         rest = excess(x, xp)
         newton = (x + xp.log(rest) - log_y) * rest / x
         bend = (1 + xp.expm1(-x) * x / rest) / x
         x = x - newton / (1 - newton * bend / 2)
-    return xp.minimum(x, link.max_nats)
+    return xp.minimum(x, uplink.max_efficiency)
 
 
-@best_nats.defjvp
-def _best_nats_rule(
-    primals: tuple[Link, jax.Array], tangents: tuple[Link, jax.Array]
+@best_efficiency.defjvp
+def _best_efficiency_rule(
+    primals: tuple[Uplink, jax.Array], tangents: tuple[Uplink, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """d(x + ln(x - 1 + e^-x)) = d ln y, and the left side is x / (x - 1 + e^-x) dx."""
-    (link, log_mu), (d_link, d_log_mu) = primals, tangents
-    nats = best_nats(link, log_mu)
-    d_log_y = d_log_mu - d_link.weight / link.weight + d_link.gain / link.gain
-    d_log_y = jnp.where(log_mu - jnp.log(link.weight / link.gain) > LEAST_LOG_Y, d_log_y, 0.0)
-    return nats, jnp.where(nats < link.max_nats, excess(nats) / nats * d_log_y, d_link.max_nats)
+    (uplink, log_mu), (d_uplink, d_log_mu) = primals, tangents
+    nats = best_efficiency(uplink, log_mu)
+    d_log_y = d_log_mu - d_uplink.weight / uplink.weight + d_uplink.gain / uplink.gain
+    d_log_y = jnp.where(log_mu - jnp.log(uplink.weight / uplink.gain) > LEAST_LOG_Y, d_log_y, 0.0)
+    return nats, jnp.where(
+        nats < uplink.max_efficiency, excess(nats) / nats * d_log_y, d_uplink.max_efficiency
+    )
 
 
-def priced_cost(link: Link, log_mu: jax.Array) -> jax.Array:
+def priced_cost(uplink: Uplink, log_mu: jax.Array) -> jax.Array:
     """Least cost of sending each task at a price, c(mu) = min_t E(t) + mu t: ``[K]`` [J].
 
     Infinite out of reach. Its derivative in the price is the time.
     """
-    return at_best(_cost, (link, log_mu), (best_nats(link, log_mu),))
+    return at_best(_cost, (uplink, log_mu), (best_efficiency(uplink, log_mu),))
 
 
-def _cost(link: Link, log_mu: jax.Array, best: jax.Array) -> jax.Array:
+def _cost(uplink: Uplink, log_mu: jax.Array, best: jax.Array) -> jax.Array:
     """Cost of sending each task at a price with ``best`` nats a symbol, or x_max: ``[K]`` [J]."""
-    nats = jnp.where(best < link.max_nats, best, link.max_nats)
-    power = link.weight * jnp.expm1(nats) / link.gain
-    cost = link.load / nats * (power + jnp.exp(log_mu))
-    return jnp.where(link.usable, cost, link.min_time)  # min_time is 0 or infinite there
+    nats = jnp.where(best < uplink.max_efficiency, best, uplink.max_efficiency)
+    power = uplink.weight * jnp.expm1(nats) / uplink.gain
+    cost = uplink.load / nats * (power + jnp.exp(log_mu))
+    return jnp.where(uplink.usable, cost, uplink.min_time)  # min_time is 0 or infinite there
 
 
-def switch_price(link: Link) -> jax.Array:
+def switch_price(uplink: Uplink) -> jax.Array:
     """Price at which sending a task costs as much as keeping it, c(mu) = e: ``[K]`` [ln W].
 
     Sending costs less below it, -inf where it never does. With x = ln(e / c(0)) nats a symbol
     both cost the same, c(mu) = c(0) e^x; above x_max the cost grows by t_min for each W.
     """
-    never = ~link.usable | (link.local <= 0)
-    free = link.load * link.weight / link.gain  # c(0), what sending costs where time is free
-    nats = jnp.log(jnp.where(never, 1.0, link.local)) - jnp.log(free)
+    never = ~uplink.usable | (uplink.local <= 0)
+    free = uplink.load * uplink.weight / uplink.gain  # c(0), what sending costs where time is free
+    nats = jnp.log(jnp.where(never, 1.0, uplink.local)) - jnp.log(free)
     never |= nats <= 0
-    nats = jnp.where(never, link.max_nats, nats)
-    reached = jnp.minimum(nats, link.max_nats)
+    nats = jnp.where(never, uplink.max_efficiency, nats)
+    reached = jnp.minimum(nats, uplink.max_efficiency)
     beyond = reached * jnp.expm1(jnp.minimum(nats - reached, 80.0))
-    log_mu = jnp.log(link.weight / link.gain) + reached + jnp.log(excess(reached) + beyond)
+    log_mu = jnp.log(uplink.weight / uplink.gain) + reached + jnp.log(excess(reached) + beyond)
     return jnp.where(never, -jnp.inf, log_mu)
 
 
-def send_power(link: Link, offload: jax.Array, time: jax.Array) -> jax.Array:
+def send_power(uplink: Uplink, offload: jax.Array, time: jax.Array) -> jax.Array:
     """Power that sends the parts ``offload`` in ``time`` [s], (e^x - 1) / g: ``[K]`` [W]."""
-    sends = link.usable & (offload > 0) & (time > 0)
-    nats = jnp.where(sends, offload * link.load / jnp.where(sends, time, 1.0), 0.0)
-    power = jnp.maximum(jnp.expm1(nats) / link.gain, jnp.where(sends, LEAST_POWER, 0.0))
-    return jnp.where(nats < link.max_nats, power, link.max_power)
+    sends = uplink.usable & (offload > 0) & (time > 0)
+    nats = jnp.where(sends, offload * uplink.load / jnp.where(sends, time, 1.0), 0.0)
+    power = jnp.maximum(jnp.expm1(nats) / uplink.gain, jnp.where(sends, LEAST_POWER, 0.0))
+    return jnp.where(nats < uplink.max_efficiency, power, uplink.max_power)
 
 
-def energy_spent(link: Link, offload: jax.Array, time: jax.Array) -> jax.Array:
+def energy_spent(uplink: Uplink, offload: jax.Array, time: jax.Array) -> jax.Array:
     """Weighted energy of parts sent in times, sum beta p t + (1 - a) e: ``[]`` [J]."""
-    return jnp.sum(device_energy(link, offload, send_power(link, offload, time), time))
+    return jnp.sum(device_energy(uplink, offload, send_power(uplink, offload, time), time))
 
 
-def device_energy(link: Link, offload: jax.Array, power: jax.Array, time: jax.Array) -> jax.Array:
+def device_energy(
+    uplink: Uplink, offload: jax.Array, power: jax.Array, time: jax.Array
+) -> jax.Array:
     """Weighted energy of each device, beta p t + (1 - a) e: ``[K]`` [J]."""
-    return link.weight * power * time + (1 - offload) * link.local
+    return uplink.weight * power * time + (1 - offload) * uplink.local
 
 
 def sums_of(*terms: jax.Array, xp: ModuleType = jnp) -> jax.Array:
@@ -296,9 +304,9 @@ def pairwise_sum(terms: jax.Array, xp: ModuleType = jnp) -> jax.Array:
     return terms[0]
 
 
-def rounding(link: Link) -> float:
+def rounding(uplink: Uplink) -> float:
     """Largest relative error of one operation."""
-    return float(jnp.finfo(link.load.dtype).eps) / 2
+    return float(jnp.finfo(uplink.load.dtype).eps) / 2
 
 
 def excess(nats: Any, xp: ModuleType = jnp) -> Any:

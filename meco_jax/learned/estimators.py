@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from meco_jax import system as sy
 from meco_jax.exact.allocation import relax
 from meco_jax.exact.duals import price_grid
-from meco_jax.exact.uplink import link
-from meco_jax.learned.policy import GRID, device_features, flips, price_certainty
+from meco_jax.exact.uplink import make_uplink
+from meco_jax.learned.policy import COMPARING, device_features, flips, price_certainty
 from meco_jax.paper.network import binarize
 from meco_jax.runtime.checks import refuse
 from meco_jax.runtime.describe import short_repr
@@ -49,8 +49,8 @@ class Case(NamedTuple):
     usable: jax.Array  # [K] bool
     forced: jax.Array  # [K] bool: C2, and can send
     base: jax.Array  # [K] bool: a good set, from which duals are counted
-    offset: jax.Array  # [J] its dual value, over the bound [-]
-    turn: jax.Array  # [K, J] what turning a device over adds at a price, over the bound [-]
+    base_dual: jax.Array  # [J] its dual value, over the bound [-]
+    flip_cost: jax.Array  # [K, J] what flipping a device adds at a price, over the bound [-]
     least: jax.Array  # [K] t_min / T [-]
     counts: jax.Array  # [] bool: feasible, and sending pays for some device
 
@@ -62,24 +62,24 @@ class Case(NamedTuple):
 
 def make_case(system: System, h: jax.Array) -> Case:
     """Price one channel ``h: [K]``."""
-    uplinks, forced = link(system, h), sy.forced(system)
-    relaxed = relax(uplinks, forced.astype(h.dtype))
-    grid = price_grid(uplinks, relaxed.sends, relaxed.log_mu, *GRID)
+    uplink, forced = make_uplink(system, h), sy.forced(system)
+    relaxed = relax(uplink, forced.astype(h.dtype))
+    grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
     counts = jnp.isfinite(relaxed.bound) & (relaxed.bound > 0) & jnp.any(relaxed.offload > 0)
     bound = jnp.where(counts, relaxed.bound, 1.0)
     return Case(
-        features=device_features(uplinks, forced, relaxed),
-        usable=uplinks.usable,
-        forced=forced & uplinks.usable,
+        features=device_features(uplink, forced, relaxed),
+        usable=uplink.usable,
+        forced=forced & uplink.usable,
         base=grid.base,
-        offset=grid.offset / bound,
-        turn=grid.turn / bound,
-        least=jnp.where(uplinks.usable, uplinks.min_time / uplinks.slot, 0.0),
+        base_dual=grid.base_dual / bound,
+        flip_cost=grid.flip_cost / bound,
+        least=jnp.where(uplink.usable, uplink.min_time / uplink.slot, 0.0),
         counts=counts,
     )
 
 
-def turned(offload: jax.Array, case: Case) -> jax.Array:
+def flipped(offload: jax.Array, case: Case) -> jax.Array:
     """By how much parts ``[K]`` differ from the base set: ``[K]`` [-]."""
     return jnp.where(case.base, 1 - offload, offload)
 
@@ -89,7 +89,7 @@ def energy(offload: jax.Array, case: Case) -> jax.Array:
 
     Its gradient is that of the relaxation, minus the savings at the price of the slot.
     """
-    dual = case.offset + turned(offload, case) @ case.turn
+    dual = case.base_dual + flipped(offload, case) @ case.flip_cost
     return jnp.max(dual) + OVERFLOW * jnp.maximum(offload @ case.least - 1, 0.0)
 
 
@@ -100,11 +100,11 @@ def differences(offload: jax.Array, case: Case) -> jax.Array:
         offload: a decision ``[K]``, 0 or 1.
         case: the channel.
     """
-    dual, used = case.offset + turned(offload, case) @ case.turn, offload @ case.least
+    dual, used = case.base_dual + flipped(offload, case) @ case.flip_cost, offload @ case.least
 
-    def with_all_at(value: float) -> jax.Array:  # each in turn
+    def with_all_at(value: float) -> jax.Array:  # each in flip_cost
         change = value - offload
-        duals = dual[None] + jnp.where(case.base, -change, change)[:, None] * case.turn
+        duals = dual[None] + jnp.where(case.base, -change, change)[:, None] * case.flip_cost
         return jnp.max(duals, axis=1) + OVERFLOW * jnp.maximum(used + change * case.least - 1, 0.0)
 
     return with_all_at(1.0) - with_all_at(0.0)
@@ -170,9 +170,9 @@ def threshold(scores: jax.Array, case: Case) -> jax.Array:
 def best_count(scores: jax.Array, case: Case) -> jax.Array:
     """Send the forced devices and the best number of others in the order of their scores."""
     place = jnp.argsort(jnp.argsort(-jnp.where(case.free, scores, -jnp.inf)))
-    heads = place[None] < jnp.arange(len(scores) + 1)[:, None]
-    heads = jnp.where(case.free[None], heads, case.forced[None]).astype(scores.dtype)
-    return heads[jnp.argmin(jax.vmap(energy, (0, None))(heads, case))]
+    prefixes = place[None] < jnp.arange(len(scores) + 1)[:, None]
+    prefixes = jnp.where(case.free[None], prefixes, case.forced[None]).astype(scores.dtype)
+    return prefixes[jnp.argmin(jax.vmap(energy, (0, None))(prefixes, case))]
 
 
 def _parts(ratio: jax.Array, case: Case) -> jax.Array:
@@ -275,7 +275,7 @@ def _exact(
 
 
 def _best_flips(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
-    """Self-improvement: make the best of the 2^n sets around the best head likely.
+    """Self-improvement: make the best of the 2^n sets around the best prefix likely.
 
     A set that costs ``REGRET`` more than the best counts a factor e less.
 

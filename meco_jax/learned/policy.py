@@ -2,8 +2,8 @@
 
 A small network looks at every device in the same way, at what sending and staying cost at
 prices around the relaxed problem's, and at a summary of all devices: permuting the devices
-permutes the answer, and any K will do. Its scores line the devices up; the best head of the
-line is sent and allocated exactly, so that the answer is feasible whenever the channel is.
+permutes the answer, and any K will do. Its scores rank the devices; the best prefix of the
+ranking is sent and allocated exactly, so that the answer is feasible whenever the channel is.
 All is for one channel, ``[K]``.
 """
 
@@ -20,11 +20,11 @@ from flax import struct
 from meco_jax import system as sy
 from meco_jax.exact.allocation import Relaxed, finish, relax
 from meco_jax.exact.duals import price_grid
-from meco_jax.exact.schemes import best_head, cheapest
+from meco_jax.exact.schemes import best_prefix, cheapest
 from meco_jax.exact.uplink import (
-    Link,
-    best_nats,
-    link,
+    Uplink,
+    best_efficiency,
+    make_uplink,
     priced_cost,
 )
 from meco_jax.paper.network import Variables, widen
@@ -35,45 +35,45 @@ from meco_jax.solution import Solution
 from meco_jax.system import System
 
 PRICES = 0.0, -1.0, 1.0  # at which devices are looked at, over mu* [ln]
-GRID = 17, 3.0  # prices and half width [ln W] of the grid that compares decisions
+COMPARING = 17, 3.0  # prices and half width [ln W] of the grid that compares decisions
 LARGEST_EFFORT = 12
 FEATURES = 4 * len(PRICES) - 1 + 6  # see ``device_features``
 
 
-def device_features(link: Link, forced: jax.Array, relaxed: Relaxed) -> jax.Array:
+def device_features(uplink: Uplink, forced: jax.Array, relaxed: Relaxed) -> jax.Array:
     """Describe every device without units, at prices around the relaxed problem's: ``[K, F]``.
 
     The first is what sending saves at mu* over the price of the whole slot; an arcsinh or a
     logarithm tames each. Devices that cannot send are all zeros.
 
     Args:
-        link: the uplinks.
+        uplink: the uplink.
         forced: C2, ``[K]`` bool.
         relaxed: the relaxed P1's answer.
     """
-    usable = link.usable
-    whole = jnp.exp(relaxed.log_mu) * link.slot  # what the slot is worth [J]
+    usable = uplink.usable
+    whole = jnp.exp(relaxed.log_mu) * uplink.slot  # what the slot is worth [J]
     columns, shares = [], []
     for shift in PRICES:
         log_mu = relaxed.log_mu + shift
-        cost = jnp.where(usable, priced_cost(link, log_mu), 1.0)
-        shares.append(link.load / best_nats(link, log_mu) / link.slot)
+        cost = jnp.where(usable, priced_cost(uplink, log_mu), 1.0)
+        shares.append(uplink.load / best_efficiency(uplink, log_mu) / uplink.slot)
         if shift == 0:
-            columns.append(_tame(jnp.arcsinh(10 * (link.local - cost) / whole)))
-        columns += [_tame_log(link.local / cost), _tame_log(8 * shares[-1])]
-    least = link.min_time / link.slot
+            columns.append(_squash(jnp.arcsinh(10 * (uplink.local - cost) / whole)))
+        columns += [_squash_log(uplink.local / cost), _squash_log(8 * shares[-1])]
+    least = uplink.min_time / uplink.slot
     flags = [forced.astype(least.dtype), usable.astype(least.dtype)]
-    columns += [*flags, relaxed.offload, _tame_log(8 * least)]
+    columns += [*flags, relaxed.offload, _squash_log(8 * least)]
     # Who is indifferent at mu* stays: to compare its costs here would compare roundings.
     sends = usable & relaxed.sends
     slack = 1 - jnp.sum(jnp.where(sends, shares[0], 0.0))
     everywhere = (
-        _tame(4 * slack),
-        _tame_log(8 * slack),
+        _squash(4 * slack),
+        _squash_log(8 * slack),
         jnp.sum(jnp.where(sends, least, 0.0)),
         jnp.sum(jnp.where(forced & usable, least, 0.0)),
-        _tame_log(relaxed.bound / whole),
-        _tame_log(jnp.sum(usable, dtype=least.dtype)),
+        _squash_log(relaxed.bound / whole),
+        _squash_log(jnp.sum(usable, dtype=least.dtype)),
     )
     columns += [jnp.broadcast_to(x, usable.shape) for x in everywhere]
     return jnp.stack([jnp.where(usable, x, 0.0) for x in columns], axis=-1)
@@ -118,9 +118,9 @@ class GeneralPolicy(struct.PyTreeNode):
     def scores(self, system: System, h: jax.Array) -> jax.Array:
         """Score the devices of one channel ``[K]``: the network would send those above 0."""
         _check_one_channel(h)
-        uplinks, forced = link(system, h), sy.forced(system)
-        relaxed = relax(uplinks, forced.astype(h.dtype))
-        return self._scores(device_features(uplinks, forced, relaxed), uplinks.usable)
+        uplink, forced = make_uplink(system, h), sy.forced(system)
+        relaxed = relax(uplink, forced.astype(h.dtype))
+        return self._scores(device_features(uplink, forced, relaxed), uplink.usable)
 
     def decide(self, system: System, h: jax.Array, effort: int = 0) -> Solution:
         """Decide for one channel; feasible whenever the channel is.
@@ -138,20 +138,20 @@ class GeneralPolicy(struct.PyTreeNode):
             ValueError: if h is a batch; ``meco_jax.solve`` takes them.
         """
         _check_one_channel(h)
-        uplinks, forced = link(system, h), sy.forced(system)
-        relaxed = relax(uplinks, forced.astype(h.dtype))
-        features = device_features(uplinks, forced, relaxed)
-        scores = self._scores(features, uplinks.usable)
-        grid = price_grid(uplinks, relaxed.sends, relaxed.log_mu, *GRID)
-        free = uplinks.usable & ~forced
-        line = jnp.argsort(-jnp.where(free, scores, -jnp.inf))
-        best, time, energy = best_head(uplinks, grid, forced, line, exact=1)
+        uplink, forced = make_uplink(system, h), sy.forced(system)
+        relaxed = relax(uplink, forced.astype(h.dtype))
+        features = device_features(uplink, forced, relaxed)
+        scores = self._scores(features, uplink.usable)
+        grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
+        free = uplink.usable & ~forced
+        ranking = jnp.argsort(-jnp.where(free, scores, -jnp.inf))
+        best, time, energy = best_prefix(uplink, grid, forced, ranking, exact=1)
         if effort:
             certainty = jnp.where(free, price_certainty(features), jnp.inf)
             sets = flips(best, certainty, effort)
             sets = jnp.where(free[None], sets, best[None])
-            best, time, energy = cheapest(uplinks, grid, sets, best, exact=3)
-        return finish(uplinks, best.astype(h.dtype), time, energy, relaxed.bound)
+            best, time, energy = cheapest(uplink, grid, sets, best, exact=3)
+        return finish(uplink, best.astype(h.dtype), time, energy, relaxed.bound)
 
     def export(self, path: str | os.PathLike[str], num_devices: int, effort: int = 0) -> None:
         """Write the policy as a ``jax.export`` artifact, for programs that have JAX alone.
@@ -212,18 +212,18 @@ def flips(base: jax.Array, certainty: jax.Array, effort: int) -> jax.Array:
 
     Args:
         base: a set ``[K]`` bool.
-        certainty: ``[K]``, the lower the sooner turned.
-        effort: n, how many devices to turn; at most K.
+        certainty: ``[K]``, the lower the sooner flipped.
+        effort: n, how many devices to flip_cost; at most K.
     """
     number = min(effort, len(base))
     _, unsure = jax.lax.top_k(-certainty, number)
-    turned = (np.arange(2**number)[:, None] >> np.arange(number)) % 2 == 1
-    return jnp.tile(base, (2**number, 1)).at[:, unsure].set(base[unsure][None] ^ turned)
+    flipped = (np.arange(2**number)[:, None] >> np.arange(number)) % 2 == 1
+    return jnp.tile(base, (2**number, 1)).at[:, unsure].set(base[unsure][None] ^ flipped)
 
 
-def _tame(x: jax.Array) -> jax.Array:
+def _squash(x: jax.Array) -> jax.Array:
     return jnp.clip(x / 4, -2.0, 2.0)
 
 
-def _tame_log(x: jax.Array) -> jax.Array:
-    return _tame(jnp.log(jnp.maximum(x, 1e-6)))
+def _squash_log(x: jax.Array) -> jax.Array:
+    return _squash(jnp.log(jnp.maximum(x, 1e-6)))

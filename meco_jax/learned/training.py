@@ -151,7 +151,7 @@ def train_policy(
 
     Returns:
         The policy, and the history: arrays ``[chunks]`` of "step" and, over the chunk's last
-        epoch, "loss" and "gap", the mean of the energy of the best head of the line over the
+        epoch, "loss" and "gap", the mean of the energy of the best prefix of the ranking over the
         Lagrangian bound, at most 10 [-].
 
     Raises:
@@ -226,7 +226,7 @@ def advance_policy(
                 _sum_losses(params, cases, key, number / total, config)
                 for cases, key in zip(draws, loss_keys)
             ]
-            count = sum(jnp.sum(cases.counts, dtype=cases.offset.dtype) for cases in draws)
+            count = sum(jnp.sum(cases.counts, dtype=cases.base_dual.dtype) for cases in draws)
             means = jax.tree.map(lambda *parts: sum(parts) / count, *sums)
             return means["loss"], means
 

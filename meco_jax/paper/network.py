@@ -19,7 +19,7 @@ from flax import struct
 
 from meco_jax import system as sy
 from meco_jax.exact.allocation import relax
-from meco_jax.exact.uplink import FIT_TOLERANCE, link
+from meco_jax.exact.uplink import FIT_TOLERANCE, make_uplink
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.settings import moves_data
 from meco_jax.solution import Solution
@@ -269,7 +269,7 @@ def _judge(policy: Policy, h: jax.Array, times: Times) -> Solution:
             power=power,
             time=time,
             energy=jnp.sum(energies),
-            lower_bound=relax(link(system, h), must).bound,
+            lower_bound=relax(make_uplink(system, h), must).bound,
             feasible=in_time,
             energy_per_device=energies,
         )

@@ -15,7 +15,7 @@ import optax
 from flax import struct
 
 from meco_jax import system as sy
-from meco_jax.exact.uplink import fits, link
+from meco_jax.exact.uplink import fits, make_uplink
 from meco_jax.paper import network as nw
 from meco_jax.paper.network import Decision, Network, Policy, Role
 from meco_jax.runtime.checks import outside_traces
@@ -200,7 +200,7 @@ def training_channels(key: jax.Array, system: System, config: TrainConfig) -> ja
     channels = sy.sample_channels(key, system, config.num_channels)
     must = sy.required_ratio(system)
     must = must if config.scheme == "pcos" else jnp.ceil(must)
-    feasible = jax.vmap(lambda h: fits(link(system, h), must))(channels)
+    feasible = jax.vmap(lambda h: fits(make_uplink(system, h), must))(channels)
     number = jnp.maximum(jnp.sum(feasible), 1)
     return channels[jnp.argsort(~feasible)[jnp.arange(config.num_channels) % number]]
 
