@@ -79,7 +79,7 @@ def test_sampled_gradient_is_unbiased(case):
     """Its mean is the gradient of the mean energy over all decisions, summed exactly."""
     case, _ = case
     case = case._replace(
-        base_dual=case.offset / 1e3, flip_cost=case.flip_cost / 1e3, least=0 * case.least
+        base_dual=case.base_dual / 1e3, flip_cost=case.flip_cost / 1e3, least=0 * case.least
     )
     scores = jnp.array([0.3, -0.5, 0.1, 0.8, -0.2])
     sets = (np.arange(32)[:, None] >> np.arange(5)) % 2
