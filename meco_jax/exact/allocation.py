@@ -33,7 +33,6 @@ from meco_jax.exact.uplink import (
     priced_cost,
     room,
     send_power,
-    sums_of,
     switch_price,
 )
 from meco_jax.runtime.describe import short_repr
@@ -103,8 +102,8 @@ def _climb(
         capped = nats >= uplink.max_efficiency
         used = jnp.where(capped, 0.0, share / nats)
         coarse, fine = (jnp.where(capped, each, 0.0) for each in shares)
-        fall, total, whole, rest = sums_of(used * excess(nats) / nats**2, used, coarse, fine)
-        left = jnp.maximum((1 - whole) - rest, 1e-3 * total)
+        fall, total = jnp.sum(used * excess(nats) / nats**2), jnp.sum(used)
+        left = jnp.maximum((1 - jnp.sum(coarse)) - jnp.sum(fine), 1e-3 * total)
         climb = jnp.maximum(total * jnp.log(jnp.where(total > 0, total / left, 1.0)), 0.0)
         climb = jnp.where(fall > 0, climb / jnp.where(fall > 0, fall, 1.0), 0.0)
         return jnp.minimum(log_mu + climb, high)
@@ -223,8 +222,7 @@ def relax(uplink: Uplink, must: jax.Array) -> Relaxed:
         shares = jax.tree.map(partial(jnp.where, more), most, least)
         taken = jnp.where(capped, 0.0, jnp.where(more, 1.0, must) * uplink.load / nats)
         coarse, fine = (jnp.where(capped, share, 0.0) for share in shares)
-        coarse, fine, taken = sums_of(coarse, fine, taken / uplink.slot)
-        return (1 - coarse) - fine - taken
+        return (1 - jnp.sum(coarse)) - jnp.sum(fine) - jnp.sum(taken / uplink.slot)
 
     def halve(_: int, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         low, high, *ends = found

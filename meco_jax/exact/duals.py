@@ -15,17 +15,19 @@ import jax.numpy as jnp
 
 from meco_jax.exact import twofold
 from meco_jax.exact.uplink import (
+    LEAST_LOG_Y,
     LEAST_POWER,
+    NEAR,
     SHARE_UNIT,
     SMALLEST,
     Uplink,
     best_efficiency,
     efficiency_at,
     least_shares,
+    near_efficiency,
     pairwise_sum,
     room,
     rounding,
-    sums_of,
 )
 from meco_jax.runtime.describe import short_repr
 
@@ -72,8 +74,7 @@ def price_grid(
         name: x[:, None] for name, x in uplink._asdict().items()
         if name not in ("max_power", "slot", "exact")
     })  # fmt: skip
-    held = (column, prices[None])
-    nats = efficiency_at(*(jax.lax.stop_gradient(held) if xp is jnp else held), xp)
+    nats, doubt = _grid_efficiency(column, prices[None], xp)
     mu, time = xp.exp(prices)[None], column.load / nats
     sent = time * (column.weight * xp.expm1(nats) / column.gain)
     cost, local = sent + time * mu, column.local
@@ -84,11 +85,27 @@ def price_grid(
     beyond = sent + xp.where(nats < column.max_efficiency, mu * longer, 0.0)
     members = base & uplink.usable
     spare = mu[0] * uplink.slot * room(least_shares(uplink, members, xp), members, xp)
-    slack = rounding(uplink) * 4 * (4 + math.log2(len(base)))
-    spent = pairwise_sum(xp.where(members[:, None], beyond, local), xp)
+    slack, doubt = rounding(uplink) * 4 * (4 + math.log2(len(base))), doubt * cost
+    spent = pairwise_sum(xp.where(members[:, None], beyond - doubt, local), xp)
     base_dual = spent - spare - slack * (spent + abs(spare))
-    flip_cost = xp.where(base[:, None], local - cost, cost - local) - slack * (cost + local)
+    flip_cost = xp.where(base[:, None], local - cost, cost - local)
+    flip_cost = flip_cost - slack * (cost + local) - doubt
     return PriceGrid(prices, base, base_dual, xp.where(column.usable, flip_cost, 0.0))
+
+
+def _grid_efficiency(uplink: Uplink, log_mu: Any, xp: ModuleType) -> tuple[Any, Any]:
+    """Efficiency at prices, and how much more may be spent with it than with the best one [-].
+
+    In float32 one from nearby will do: an error of d costs d^2 / 2x, in relation.
+    """
+    if xp is not jnp or uplink.load.dtype != jnp.float32:
+        nats = efficiency_at(uplink, log_mu, xp)
+        return (jax.lax.stop_gradient(nats) if xp is jnp else nats), xp.zeros_like(nats)
+    log_y = jnp.maximum(log_mu - uplink.log_scale, LEAST_LOG_Y)
+    nats = near_efficiency(jax.lax.stop_gradient(log_y))
+    surely_capped = nats * (1 - NEAR) >= uplink.max_efficiency
+    nats = jnp.minimum(nats, jax.lax.stop_gradient(uplink.max_efficiency))
+    return nats, jnp.where(surely_capped, 0.0, NEAR**2 / 2 * nats)
 
 
 def saving(grid: PriceGrid, xp: ModuleType = jnp) -> jax.Array:
@@ -146,10 +163,9 @@ def proven_dual(uplink: Uplink, must: jax.Array, free: jax.Array, log_mu: jax.Ar
     unit_time, unit_energy = (SHARE_UNIT * twofold.power_of_two(x) for x in (uplink.slot, largest))
     steps = jnp.round(part / unit_time) * unit_time  # their sums are exact
     whole_steps = jnp.round(spent / unit_energy) * unit_energy
-    coarse, fine, in_steps, between, value, rest_value = sums_of(
-        *(jnp.where(capped, share, 0.0) for share in shares), steps, part - steps + rest,
-        whole_steps, spent - whole_steps,
-    )  # fmt: skip
+    coarse, fine = (jnp.sum(jnp.where(capped, share, 0.0)) for share in shares)
+    in_steps, between = jnp.sum(steps), jnp.sum(part - steps + rest)
+    value, rest_value = jnp.sum(whole_steps), jnp.sum(spent - whole_steps)
     left, more = twofold.two_product(uplink.slot, 1 - coarse)
     spare = mu * ((left - in_steps) + (more - between - uplink.slot * fine))
     value += rest_value

@@ -11,6 +11,7 @@ float64 search on the host uses the same formulas.
 from __future__ import annotations
 
 import math
+from functools import reduce
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -24,7 +25,10 @@ from meco_jax.runtime.describe import short_repr
 from meco_jax.system import System
 
 FIT_TOLERANCE = 5e-7  # a set whose fastest times exceed the slot by less still fits [-]
-NATS_STEPS = 2  # Halley, to float32's last digits from any price; 5e-9 in float64
+NEAR = 2.1e-4  # largest relative error of ``near_efficiency``, fitted for ln y up to 100
+SMALL_Y = (0.0, 1.0, 0.30338298, 0.00338781), (1.0, 0.63568729, 0.06587861)  # in sqrt(2 y)
+LARGE_Y = (1.20830537, 0.364993291, 0.178662429, 0.0), (1.0, 0.182570117, -1.46422376e-5)  # ln y
+BETWEEN = 3.6  # ln y where the two meet
 LEAST_POWER = 1e-37  # less has no digits in float32; a task is through sooner with it [W]
 LEAST_LOG_Y = -80.0  # x^2 must not underflow; at x = 6e-18 and below energies are the same
 SHARE_UNIT = 2.0**-20  # sums of its multiples are exact in float32, in any order, up to 16 slots
@@ -51,6 +55,7 @@ class Uplink(NamedTuple):
     load: jax.Array  # D / w [s nat]
     gain: jax.Array  # g = h^2 / N0 [1/W]
     weight: jax.Array  # beta [-]
+    log_scale: jax.Array  # ln(beta / g), of its prices [ln W]
     max_power: jax.Array  # p_max [W], []
     max_efficiency: jax.Array  # x_max = ln(1 + p_max g) [nat]
     min_time: jax.Array  # t_min = D / (w x_max), infinite out of reach [s]
@@ -76,7 +81,7 @@ def make_uplink(system: System, h: Any, xp: ModuleType = jnp) -> Uplink:
     usable = heard & (load > 0)
     # 1 stands in where nothing is sent: values and gradients stay finite under the masks.
     used_load, used_nats = xp.where(usable, load, 1.0), xp.where(usable, max_efficiency, 1.0)
-    used_gain = xp.where(usable, gain, 1.0)
+    used_gain, used_weight = xp.where(usable, gain, 1.0), xp.where(usable, system.weight, 1.0)
     out_of_reach = xp.where(load > 0, xp.inf, 0.0)
     min_time = xp.where(usable, used_load / used_nats, out_of_reach)
     if xp is jnp:
@@ -88,7 +93,8 @@ def make_uplink(system: System, h: Any, xp: ModuleType = jnp) -> Uplink:
         usable=usable,
         load=used_load,
         gain=used_gain,
-        weight=xp.where(usable, system.weight, 1.0),
+        weight=used_weight,
+        log_scale=xp.log(used_weight / used_gain),
         max_power=xp.asarray(system.max_power, gain.dtype),
         max_efficiency=used_nats,
         min_time=min_time,
@@ -186,7 +192,7 @@ def room(
         members: which of them to count ``[K]`` bool.
         xp: jax.numpy, or numpy.
     """
-    coarse, fine = sums_of(*(xp.where(members, share, 0.0) for share in shares), xp=xp)
+    coarse, fine = (xp.sum(xp.where(members, share, 0.0)) for share in shares)
     return (1 - coarse) - fine
 
 
@@ -198,7 +204,7 @@ def fits(uplink: Uplink, offload: jax.Array) -> jax.Array:
 
 def log_price(uplink: Uplink, nats: jax.Array, xp: ModuleType = jnp) -> jax.Array:
     """Price at which x nats are best, ln(beta / g (e^x (x - 1) + 1)): ``[K]`` [ln W]."""
-    return xp.log(uplink.weight / uplink.gain) + nats + xp.log(excess(nats, xp))
+    return uplink.log_scale + nats + xp.log(excess(nats, xp))
 
 
 @jax.custom_jvp
@@ -211,16 +217,28 @@ def efficiency_at(uplink: Uplink, log_mu: Any, xp: ModuleType = jnp) -> Any:
     """Compute ``best_efficiency``, without its derivatives, of any shape that broadcasts.
 
     Solves ``e^x (x - 1) + 1 = y``, y = mu g / beta (a Lambert function), by Halley steps on
-    its logarithm ``x + ln(x - 1 + e^-x) = ln y``, which is nearly straight.
+    its logarithm ``x + ln(x - 1 + e^-x) = ln y``, which is nearly straight: one from nearby is
+    exact to 1e-10, so two are to float64's last digits.
     """
-    log_y = xp.maximum(log_mu - xp.log(uplink.weight / uplink.gain), LEAST_LOG_Y)
-    x = xp.logaddexp((log_y + math.log(2)) / 2, 0.0)  # ln(1 + sqrt(2 y)), exact for small y
-    for _ in range(NATS_STEPS if xp is jnp else NATS_STEPS + 1):
-        rest = excess(x, xp)
-        newton = (x + xp.log(rest) - log_y) * rest / x
-        bend = (1 + xp.expm1(-x) * x / rest) / x
-        x = x - newton / (1 - newton * bend / 2)
+    log_y = xp.maximum(log_mu - uplink.log_scale, LEAST_LOG_Y)
+    x = near_efficiency(log_y, xp)
+    for _ in range(1 if xp is jnp and x.dtype == jnp.float32 else 2):
+        rest, square = excess(x, xp), x * x
+        error = x + xp.log(rest) - log_y
+        x = x - 2 * error * rest * x / (2 * square - error * (rest * (1 + x) - square))
     return xp.minimum(x, uplink.max_efficiency)
+
+
+def near_efficiency(log_y: Any, xp: ModuleType = jnp) -> Any:
+    """Nats x per symbol that are best at ln y > -90, to ``NEAR`` of them, by two fractions."""
+    small = log_y < BETWEEN
+    root = xp.exp((xp.minimum(log_y, BETWEEN) + math.log(2)) / 2)  # x ~ sqrt(2 y) for small y
+    u = xp.where(small, root, log_y)
+    top, bottom = (
+        reduce(lambda sum, pair: sum * u + xp.where(small, *pair), reversed([*zip(*pairs)]), 0.0)
+        for pairs in zip(SMALL_Y, LARGE_Y)
+    )
+    return top / bottom
 
 
 @best_efficiency.defjvp
@@ -230,8 +248,8 @@ def _best_efficiency_rule(
     """d(x + ln(x - 1 + e^-x)) = d ln y, and the left side is x / (x - 1 + e^-x) dx."""
     (uplink, log_mu), (d_uplink, d_log_mu) = primals, tangents
     nats = best_efficiency(uplink, log_mu)
-    d_log_y = d_log_mu - d_uplink.weight / uplink.weight + d_uplink.gain / uplink.gain
-    d_log_y = jnp.where(log_mu - jnp.log(uplink.weight / uplink.gain) > LEAST_LOG_Y, d_log_y, 0.0)
+    d_log_y = d_log_mu - d_uplink.log_scale
+    d_log_y = jnp.where(log_mu - uplink.log_scale > LEAST_LOG_Y, d_log_y, 0.0)
     return nats, jnp.where(
         nats < uplink.max_efficiency, excess(nats) / nats * d_log_y, d_uplink.max_efficiency
     )
@@ -266,7 +284,7 @@ def switch_price(uplink: Uplink) -> jax.Array:
     nats = jnp.where(never, uplink.max_efficiency, nats)
     reached = jnp.minimum(nats, uplink.max_efficiency)
     beyond = reached * jnp.expm1(jnp.minimum(nats - reached, 80.0))
-    log_mu = jnp.log(uplink.weight / uplink.gain) + reached + jnp.log(excess(reached) + beyond)
+    log_mu = uplink.log_scale + reached + jnp.log(excess(reached) + beyond)
     return jnp.where(never, -jnp.inf, log_mu)
 
 
@@ -290,11 +308,6 @@ def device_energy(
     return uplink.weight * power * time + (1 - offload) * uplink.local
 
 
-def sums_of(*terms: jax.Array, xp: ModuleType = jnp) -> jax.Array:
-    """Sum each array ``[K]``: all of them at once, since each sum compiles what it depends on."""
-    return xp.sum(xp.stack(terms), axis=1)
-
-
 def pairwise_sum(terms: jax.Array, xp: ModuleType = jnp) -> jax.Array:
     """Sum over the first axis by halves, which rounds least."""
     while len(terms) > 1:
@@ -315,4 +328,4 @@ def excess(nats: Any, xp: ModuleType = jnp) -> Any:
     series = xp.zeros_like(small)
     for n in range(12, 1, -1):  # x^2 / 2 - x^3 / 6 + ...
         series = series * small + (-1) ** n / math.factorial(n)
-    return xp.where(nats < 1, small * small * series, nats + xp.expm1(-nats))
+    return xp.where(nats < 1, small * small * series, (nats - 1) + xp.exp(-nats))

@@ -102,7 +102,7 @@ def differences(offload: jax.Array, case: Case) -> jax.Array:
     """
     dual, used = case.base_dual + flipped(offload, case) @ case.flip_cost, offload @ case.least
 
-    def with_all_at(value: float) -> jax.Array:  # each in flip_cost
+    def with_all_at(value: float) -> jax.Array:  # each in turn
         change = value - offload
         duals = dual[None] + jnp.where(case.base, -change, change)[:, None] * case.flip_cost
         return jnp.max(duals, axis=1) + OVERFLOW * jnp.maximum(used + change * case.least - 1, 0.0)

@@ -208,12 +208,12 @@ def price_certainty(features: jax.Array) -> jax.Array:
 
 
 def flips(base: jax.Array, certainty: jax.Array, effort: int) -> jax.Array:
-    """Turn every subset of the least certain devices: ``[2^n, K]`` bool sets.
+    """Flip every subset of the least certain devices: ``[2^n, K]`` bool sets.
 
     Args:
         base: a set ``[K]`` bool.
         certainty: ``[K]``, the lower the sooner flipped.
-        effort: n, how many devices to flip_cost; at most K.
+        effort: n, how many devices to flip; at most K.
     """
     number = min(effort, len(base))
     _, unsure = jax.lax.top_k(-certainty, number)
