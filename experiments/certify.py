@@ -19,10 +19,9 @@ import numpy as np
 from absl import flags
 from support import common
 
-from meco_jax import Solution, System, sample_channels, solve
+from meco_jax import Solution, System, sample_channels, solve, table1
 from meco_jax.exact.allocation import allocate
 from meco_jax.exact.search import search
-from meco_jax.system import table1
 
 FLAGS = flags.FLAGS
 common.define_flags()

@@ -25,7 +25,16 @@ from absl import flags
 from report import result_tables
 from support import common
 
-from meco_jax import GeneralPolicy, System, figures, load_policy, pretrained, solve
+from meco_jax import (
+    GeneralPolicy,
+    System,
+    figures,
+    load_policy,
+    pretrained,
+    sample_channels,
+    solve,
+    table1,
+)
 from meco_jax import system as sy
 from meco_jax.exact.uplink import FIT_TOLERANCE
 from meco_jax.learned.policy import init_params
@@ -137,10 +146,10 @@ def rows(
 def draw_cases(number: int, num_devices: int, fields: dict[str, float]) -> tuple[System, jax.Array]:
     """Draw channels ``[N, K]`` and the Table 1 tasks of each, fields ``[N, ...]``."""
     seeds = FLAGS.seed + np.arange(number)
-    system = jax.vmap(lambda seed: sy.table1(num_devices, seed=seed))(seeds)
+    system = jax.vmap(lambda seed: table1(num_devices, seed=seed))(seeds)
     system = system.replace(**{name: np.full(number, x) for name, x in fields.items()})
     one = jax.tree.map(lambda leaf: leaf[0], system)
-    return system, sy.sample_channels(jax.random.key(FLAGS.seed), one, number)
+    return system, sample_channels(jax.random.key(FLAGS.seed), one, number)
 
 
 def beyond(name: str, value: float) -> tuple[System, jax.Array]:

@@ -33,6 +33,7 @@ from meco_jax import (
     figures,
     sample_channels,
     solve,
+    table1,
     train,
 )
 from meco_jax import system as sy
@@ -48,7 +49,6 @@ from meco_jax.exact.schemes import repair
 from meco_jax.exact.search import search
 from meco_jax.exact.uplink import Uplink, make_uplink, priced_cost
 from meco_jax.runtime.policies import shipped
-from meco_jax.system import table1
 
 FLAGS = flags.FLAGS
 common.define_flags()

@@ -25,7 +25,16 @@ from absl import flags
 from report import result_tables
 from support import common
 
-from meco_jax import GeneralPolicy, PolicyConfig, System, figures, pad_devices, solve
+from meco_jax import (
+    GeneralPolicy,
+    PolicyConfig,
+    System,
+    figures,
+    pad_devices,
+    sample_channels,
+    solve,
+    table1,
+)
 from meco_jax import system as sy
 from meco_jax.exact.uplink import fits, make_uplink
 from meco_jax.figures import student_t
@@ -193,15 +202,15 @@ def make_mixture(cells: list[tuple[int, float]]) -> Sample:
     def mixture(key: jax.Array, num: int, num_devices: int) -> tuple[System, jax.Array]:
         task_key, channel_key = jax.random.split(key)
         seeds = jax.random.randint(task_key, (num,), 0, VALIDATION_SEED)
-        system = jax.vmap(lambda seed: sy.table1(num_devices, seed=seed))(seeds)
+        system = jax.vmap(lambda seed: table1(num_devices, seed=seed))(seeds)
         cell = jnp.arange(num) % len(cells)
         system = system.replace(
             active=jnp.arange(num_devices)[None] < devices[cell][:, None],
             log_base=bases[cell].astype(jnp.float32),
             slot=jnp.full(num, slot),
         )
-        one = sy.table1(num_devices)
-        return system, sy.sample_channels(channel_key, one, num)
+        one = table1(num_devices)
+        return system, sample_channels(channel_key, one, num)
 
     return mixture
 
@@ -214,12 +223,10 @@ def channels(cells: list[tuple[int, float]], first_seed: int, number: int) -> Ch
         seeds = first_seed + np.arange(number)
 
         def tasks(seed: Any, num_devices: int = num_devices) -> System:
-            return pad_devices(sy.table1(num_devices, FLAGS.slot, seed), largest)
+            return pad_devices(table1(num_devices, FLAGS.slot, seed), largest)
 
         system = jax.vmap(tasks)(seeds).replace(log_base=np.full(number, base, np.float32))
-        h = sy.sample_channels(
-            jax.random.key(first_seed + num_devices), sy.table1(num_devices), number
-        )
+        h = sample_channels(jax.random.key(first_seed + num_devices), table1(num_devices), number)
         h = jnp.pad(h, ((0, 0), (0, largest - num_devices)))
         parts.append((system, h))
     system, h = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

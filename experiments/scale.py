@@ -20,8 +20,8 @@ from absl import flags
 from report.result_tables import slope
 from support import common
 
-from meco_jax import System, figures, sample_channels, solve
-from meco_jax.system import check_system, table1
+from meco_jax import System, figures, sample_channels, solve, table1
+from meco_jax.system import check_system
 
 FLAGS = flags.FLAGS
 common.define_flags()

@@ -17,14 +17,14 @@ import numpy as np
 from absl import flags
 from support import common, trainings
 
-from meco_jax import make_grid, pad_devices, sample_channels, solve, train, train_grid
+from meco_jax import make_grid, pad_devices, sample_channels, solve, table1, train, train_grid
 from meco_jax.batching import DEVICE_MULTIPLE
 from meco_jax.exact import enumeration
 from meco_jax.exact.allocation import relax, set_energy
 from meco_jax.exact.duals import PriceGrid, price_grid
 from meco_jax.exact.uplink import make_uplink
 from meco_jax.solver import Method
-from meco_jax.system import check_system, forced, table1
+from meco_jax.system import check_system, forced
 
 FLAGS = flags.FLAGS
 common.define_flags()

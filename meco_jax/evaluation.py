@@ -18,6 +18,7 @@ from meco_jax.paper.sweep import Groups, Lanes, lane_key, map_groups
 from meco_jax.runtime.checks import outside_traces, refuse
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.settings import moves_data
+from meco_jax.scenarios import sample_channels
 from meco_jax.solution import Solution
 from meco_jax.solver import Scheme, solve
 from meco_jax.system import System
@@ -86,7 +87,7 @@ def _evaluate(arrays: Any, num_channels: int, size: int) -> tuple[jax.Array, dic
     def lane(arrays: Any) -> tuple[jax.Array, dict[str, Outcome]]:
         policies, seed = arrays
         system = policies["bcos"].system
-        h = sy.sample_channels(lane_key(seed, "test"), system, num_channels)
+        h = sample_channels(lane_key(seed, "test"), system, num_channels)
         raw = policies["bcos"](h)
         solutions = {
             "mcos": jax.vmap(partial(ours.mcos, system))(h),

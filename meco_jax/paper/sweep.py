@@ -39,7 +39,8 @@ from meco_jax.runtime.checks import outside_traces, refuse
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.loop import History, Keep, Metrics, Report, train_loop
 from meco_jax.runtime.settings import as_key, moves_data
-from meco_jax.system import System, table1
+from meco_jax.scenarios import table1
+from meco_jax.system import System
 
 SEEDS = "seed", "task_seed", "train_seed"
 NUMBERS = (

@@ -18,10 +18,11 @@ from meco_jax import system as sy
 from meco_jax.exact.uplink import fits, make_uplink
 from meco_jax.paper import network as nw
 from meco_jax.paper.network import Decision, Network, Policy, Role
-from meco_jax.runtime.checks import outside_traces
+from meco_jax.runtime.checks import outside_traces, require
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.loop import History, Metrics, Report, cosine_adam, train_loop, whole_chunk
 from meco_jax.runtime.settings import as_key, moves_data
+from meco_jax.scenarios import sample_channels
 from meco_jax.system import System
 
 ByScheme = Any  # a float, or None for the scheme's default
@@ -197,7 +198,7 @@ def training_channels(key: jax.Array, system: System, config: TrainConfig) -> ja
     Infeasible channels make way for copies of feasible ones: their violation cannot be
     learned away, and would raise the multipliers, which only grow, without end.
     """
-    channels = sy.sample_channels(key, system, config.num_channels)
+    channels = sample_channels(key, system, config.num_channels)
     must = sy.required_ratio(system)
     must = must if config.scheme == "pcos" else jnp.ceil(must)
     feasible = jax.vmap(lambda h: fits(make_uplink(system, h), must))(channels)
@@ -260,7 +261,7 @@ def check_config(config: TrainConfig) -> TrainConfig:
     if not config.hidden or min(config.hidden) < 1:
         raise ValueError(f"config.hidden must be widths of at least 1; got {config.hidden}")
     for name in (*own, "final_learning_rate", "multiplier"):
-        sy.require(f"config.{name}", getattr(config, name), 0.0, included=True)
+        require(f"config.{name}", getattr(config, name), 0.0, included=True)
     if config.margin is not None and not 0 <= config.margin < 1:
         raise ValueError(f"config.margin must be at least 0 and below 1; got {config.margin}")
     if config.batch_size > config.num_channels:
