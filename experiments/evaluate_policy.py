@@ -20,10 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import result_figures
 from absl import flags
 from report import result_tables
-from support import common
+from support import common, gap_plots
 
 from meco_jax import (
     GeneralPolicy,
@@ -75,8 +74,8 @@ def main(argv: list[str]) -> None:
     common.begin(argv)
     efforts, folder = common.integers("efforts", low=0), Path(FLAGS.output_dir)
     tables = read(folder) if FLAGS.plot_only else evaluate(efforts)
-    figures.save_figure(result_figures.beyond(tables["beyond"]), folder / "beyond")
-    figures.save_figure(result_figures.csi(tables["csi"]), folder / "csi")
+    figures.save_figure(gap_plots.beyond_figure(tables["beyond"]), folder / "beyond")
+    figures.save_figure(gap_plots.csi_figure(tables["csi"]), folder / "csi")
     if not FLAGS.plot_only:
         common.write_run(folder / "run.json")
         print(f"wrote {folder} in {common.seconds():.0f} s")

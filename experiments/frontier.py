@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from support import common, rivals, trainings
+from support import common, plots, rivals, trainings
 
 from meco_jax import (
     Policy,
@@ -342,7 +342,7 @@ def row(
 
 def draw(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Draw the figure from the rows of results.csv."""
-    figures.save_figure(figures.frontier_figure(rows), folder / "frontier")
+    figures.save_figure(plots.frontier_figure(rows), folder / "frontier")
 
 
 def report(rows: list[dict[str, Any]]) -> None:

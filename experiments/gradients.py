@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from report import result_tables
-from support import common
+from support import common, plots
 
 from meco_jax import (
     GeneralPolicy,
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
     curves = mean_curves(rows, history)
     common.write_csv(folder / "results.csv", rows)
     common.write_csv(folder / "curves.csv", curves)
-    figures.save_figure(figures.learning_figure(curves, rows[0]["seeds"]), folder / "gradients")
+    figures.save_figure(plots.learning_figure(curves, rows), folder / "gradients")
     if not FLAGS.plot_only:
         common.write_run(folder / "run.json")
     result_tables.show(result_tables.gradients(rows))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from support import common, trainings
+from support import common, plots, trainings
 
 from meco_jax import figures
 
@@ -42,7 +42,7 @@ def draw(folder: Path) -> None:
     """Draw the plane from results.csv, means over the seeds."""
     columns = "energy_mean_j", "gap_to_optimum_mean", "infeasible_fraction"
     rows = trainings.read_results(folder, *columns, scheme=("bcos", "mcos"))
-    figures.save_figure(figures.plane_figure(rows), folder / "plane")
+    figures.save_figure(plots.plane_figure(rows), folder / "plane")
 
 
 if __name__ == "__main__":

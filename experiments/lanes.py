@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 from report import result_tables
-from support import common, trainings
+from support import common, plots, trainings
 
 from meco_jax import TrainConfig, figures, make_grid, train_grid
 from meco_jax.paper.sweep import Lanes
@@ -122,7 +122,7 @@ def draw(folder: Path) -> None:
     place = "method", "lanes"
     columns = *place, "lane_steps_per_s", "peak_mb"
     rows = common.read_csv(folder / "results.csv", columns, place, whole=True)
-    figures.save_figure(figures.lanes_figure(rows), folder / "lanes")
+    figures.save_figure(plots.lanes_figure(rows), folder / "lanes")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 from report.result_tables import slope
-from support import common
+from support import common, plots
 
 from meco_jax import System, figures, sample_channels, solve, table1
 from meco_jax.system import check_system
@@ -93,7 +93,7 @@ def one_stage(h: jax.Array, system: System) -> Any:
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write the table and the figure."""
     common.write_csv(folder / "results.csv", rows)
-    figures.save_figure(figures.scale_figure(rows, slope(rows)), folder / "scale")
+    figures.save_figure(plots.scale_figure(rows, slope(rows)), folder / "scale")
 
 
 if __name__ == "__main__":

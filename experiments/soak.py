@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from absl import flags
 from report import result_tables
-from support import common
+from support import common, plots
 
 from meco_jax import Solution, System, batching, figures, sample_channels, solve, solver, table1
 
@@ -190,7 +190,7 @@ def draw(folder: Path) -> None:
     memory = common.read_csv(folder / "memory.csv", ("seconds", "memory_mb", "programs"))
     place = "method", "channels"
     latency = common.read_csv(folder / "latency.csv", (*place, "p50_us", "p99_us"), place)
-    figures.save_figure(figures.soak_figure(memory, latency), folder / "soak")
+    figures.save_figure(plots.soak_figure(memory, latency), folder / "soak")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from support import common
+from support import common, gap_plots
 
 from meco_jax import PolicyConfig, figures, save_policy, train_policy
 from meco_jax.learned.estimators import GRADIENTS
@@ -70,10 +70,10 @@ def main(argv: list[str]) -> None:
     ]
     common.write_csv(folder / "history.csv", rows)
     gaps = {"best prefix of the ranking over the lower bound": history["gap"]}
-    panel = figures.GapPanel(
+    panel = gap_plots.GapPanel(
         "step [-]", history["step"], gaps, ylabel="mean gap to the lower bound [%]"
     )
-    figures.save_figure(figures.gap_figure([panel]), folder / "training")
+    figures.save_figure(gap_plots.gap_figure([panel]), folder / "training")
     common.write_run(folder / "run.json")
     print(f"wrote {folder} in {common.seconds():.0f} s")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import ROOT, TINY, fresh_flags, inside, one_line
-from support import common, records, trainings
+from support import common, gap_plots, plots, records, trainings
 
 from meco_jax import TrainConfig, figures, make_grid
 from meco_jax.learned.training import PolicyConfig, check_policy_config
@@ -358,16 +358,16 @@ def test_nothing_is_left_out_of_a_figure():
     np.testing.assert_array_equal(lines["droo: 0.0 % late, 0.0 % break C1-C5"], [0, 0.5, 1])
     assert len(lines) == len(names) + 1  # the deadline
     gaps = {f"effort {n}": [0.1, 0.2] for n in range(9)}
-    empty = figures.GapPanel("nothing feasible", [], {"effort 0": []})
-    beyond = figures.gap_figure([figures.GapPanel("K", [1, 2], gaps), empty])
+    empty = gap_plots.GapPanel("nothing feasible", [], {"effort 0": []})
+    beyond = gap_plots.gap_figure([gap_plots.GapPanel("K", [1, 2], gaps), empty])
     assert [len(axes.lines) for axes in beyond.axes if axes.get_visible()] == [9, 1]
     lanes = [{"method": f"{n}", "lanes": 1, "channels": 1, "lane_steps_per_s": 1.0, "peak_mb": 1.0,
               "p50_us": 1.0, "p99_us": 2.0} for n in range(9)]  # fmt: skip
     memory = [{"seconds": 1.0, "memory_mb": 1.0, "programs": 1}]
-    for figure in (figures.lanes_figure(lanes), figures.soak_figure(memory, lanes)):
+    for figure in (plots.lanes_figure(lanes), plots.soak_figure(memory, lanes)):
         assert [len(axes.lines) for axes in figure.axes[-2:]] == [9, 9]
     place = {"num_devices": 4, "channels_per_second": 1.0, "feasible_fraction": 1.0}
-    frontier = figures.frontier_figure([
+    frontier = plots.frontier_figure([
         place | {"method": family, "family": family, "gap_mean": 0.1, "gap_worst": 0.2}
         for family in ("greedy", "mine", "yours")
     ])  # fmt: skip

@@ -7,8 +7,7 @@ from typing import Any
 
 import claims
 import numpy as np
-
-from meco_jax.figures import ROUNDING
+from support.plots import ROUNDING
 
 Rows = list[dict[str, Any]]
 Lines = list[list[str]]  # cells

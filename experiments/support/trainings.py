@@ -31,7 +31,7 @@ from meco_jax.paper.training import check_config
 from meco_jax.runtime.checkpoints import OtherRunError
 from meco_jax.runtime.loop import History
 from meco_jax.solver import Scheme
-from support import common, own
+from support import common, own, plots
 
 FLAGS = flags.FLAGS
 SHORT = {"num_devices": "k", "slot": "t"}  # in file names, and large in figures
@@ -274,7 +274,7 @@ def draw_training(folder: Path, results: Results) -> None:
         ", ".join(f"{SHORT[n].upper()} = {points[i][n]:g}" for n in SHORT if n in points[i])
         for i in lanes
     ]
-    figures.save_figure(figures.training_figure(titles, labels), folder / "training")
+    figures.save_figure(plots.training_figure(titles, labels), folder / "training")
 
 
 def read_results(
