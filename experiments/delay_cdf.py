@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import claims
 import numpy as np
+import paper_claims
 from absl import flags
 from support import common, trainings
 
@@ -63,9 +63,9 @@ def draw(folder: Path) -> None:
         scheme=list(dict.fromkeys(row["scheme"] for row in rows)),
     )  # fmt: skip
     figures.save_figure(figures.delay_figure(rows, summary), folder / "figure6")
-    kept = claims.means(summary, "slot", "feasible_fraction")
+    kept = paper_claims.means(summary, "slot", "feasible_fraction")
     print(f"{'scheme':<19}beyond the deadline  breaks C1-C5")
-    on_time = claims.means(summary, "slot", "deadline_met_fraction")
+    on_time = paper_claims.means(summary, "slot", "deadline_met_fraction")
     for scheme in dict.fromkeys(row["scheme"] for row in rows):
         late, broken = (100 * (1 - float(share[0])) for share in (on_time[scheme], kept[scheme]))
         print(f"{scheme:<19}{late:17.2f} %{broken:12.2f} %")

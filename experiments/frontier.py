@@ -1,4 +1,4 @@
-"""Gap to the optimum against speed: every way to solve P1, on the same channels in one run.
+"""Gap to the optimum against speed: every method for P1, on the same channels in one run.
 
 A gap is energy / optimum - 1 of a channel; of methods that break C1-C5, of the answers that keep
 them, and feasible_fraction says how many these are.
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from support import common, plots, rivals, trainings
+from support import common, external_solvers, plots, trainings
 
 from meco_jax import (
     Policy,
@@ -85,7 +85,7 @@ Solver = Callable[[int], tuple[float | None, np.ndarray | None]]
 
 
 class Method(NamedTuple):
-    """A way to solve P1."""
+    """A method for P1."""
 
     name: str
     family: str  # its colour in the figure
@@ -264,12 +264,12 @@ def slow_methods(
 def solvers(system: System, h: np.ndarray) -> Iterator[tuple[str, str, Solver, int]]:
     """Name the solvers that are installed, with their families and numbers of channels."""
     yield SLOW[0], "host", on_host(system, h), len(h)
-    instances = [rivals.instance(system, row) for row in h]
+    instances = [external_solvers.instance(system, row) for row in h]
     if importlib.util.find_spec("cvxpy"):
         yield SLOW[1], "public", by_clarabel(instances), len(h)
     else:
         print("CVXPY is not installed (pip install '.[bench]'): left out", flush=True)
-    if rivals.has_scip():
+    if external_solvers.has_scip():
         few = min(FLAGS.nonlinear_channels, len(h))
         for name, nonlinear, number in ((SLOW[2], False, len(h)), (SLOW[3], True, few)):
             if number:
@@ -294,7 +294,7 @@ def on_host(system: System, h: np.ndarray) -> Solver:
 
 def by_clarabel(instances: list[Any]) -> Solver:
     """Branch and bound with Clarabel; a channel on which it fails counts as left local."""
-    clarabel = rivals.Clarabel(len(instances[0].load))
+    clarabel = external_solvers.Clarabel(len(instances[0].load))
 
     def one(index: int) -> tuple[None, np.ndarray | None]:
         try:
@@ -308,7 +308,7 @@ def by_clarabel(instances: list[Any]) -> Solver:
 
 def by_scip(instances: list[Any], nonlinear: bool) -> Solver:
     """Solve with SCIP, within its time limit."""
-    return lambda i: rivals.scip(instances[i], FLAGS.tolerance, FLAGS.seconds, nonlinear)
+    return lambda i: external_solvers.scip(instances[i], FLAGS.tolerance, FLAGS.seconds, nonlinear)
 
 
 def row(

@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import claims
 import numpy as np
+import paper_claims
 import render_results
 from absl import flags
 from report import result_tables
@@ -67,7 +67,7 @@ PARTS = ("documents", *RUNS)
 FLAGS = flags.FLAGS
 common.define_flags()
 flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(claims)
+flags.adopt_module_key_flags(paper_claims)
 flags.DEFINE_multi_enum("only", list(PARTS), list(PARTS), "what to check; may be given again")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import claims
+import paper_claims
 from absl import flags
 from matplotlib.figure import Figure
 from report import result_tables
@@ -21,7 +21,7 @@ from support import common, gap_plots, plots
 from meco_jax import figures
 
 FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(claims)
+flags.adopt_module_key_flags(paper_claims)
 
 
 def main(argv: list[str]) -> None:

@@ -32,7 +32,7 @@ flags.DEFINE_integer("epochs", DEFAULT.epochs, "of 100 steps each", lower_bound=
 flags.DEFINE_float("learning_rate", DEFAULT.learning_rate, "Adam's at the start", lower_bound=0)
 flags.DEFINE_integer("width", DEFAULT.network.width, "of the network's layers", lower_bound=1)
 flags.DEFINE_integer("rounds", DEFAULT.network.rounds, "of the network", lower_bound=1)
-flags.DEFINE_enum("gradient", str(DEFAULT.gradient), sorted(GRADIENTS), "way to learn the decision")
+flags.DEFINE_enum("gradient", str(DEFAULT.gradient), sorted(GRADIENTS), "gradient estimator")
 flags.DEFINE_list(
     "batches", [f"{n}x{k}" for n, k in DEFAULT.batches], "channels x devices of a step's parts"
 )

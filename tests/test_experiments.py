@@ -377,7 +377,7 @@ def test_lanes_measures_speed_memory_and_ratio(tmp_path):
 
 
 def test_claims_are_checked_against_the_committed_tables():
-    result = inside(f"--tables={ROOT / 'experiments' / 'figures'}", script="claims")
+    result = inside(f"--tables={ROOT / 'experiments' / 'figures'}", script="paper_claims")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) == 2 + 8 + 7 + 3

@@ -216,7 +216,7 @@ def test_lanes_sweep_fields_of_devices_too():
 
 
 def learning(name):
-    """A way to learn with two trainings: runs.csv or history.csv."""
+    """A gradient estimator with two trainings: runs.csv or history.csv."""
     place = "num_devices" if name == "runs" else "step"
     one = {"method": "sign", "learning_rate": 0.1, "log_base": 2, "gap": 1.0, "gap_mean": 1.0,
            "gap_worst": 2.0, "within_deadline": 0.5}  # fmt: skip
@@ -250,7 +250,7 @@ TABLES = {  # by script: what it reads, the last one damaged, and a column that 
                    "history": lambda: write(learning("history"))}, "gap"),
     "lanes": ({"results": committed("lanes")}, "peak_mb"),
     "soak": ({"memory": committed("soak_memory"), "latency": committed("soak")}, "p99_us"),
-    "claims": ({"figure5": committed("figure5"), "figure6": committed("figure6"),
+    "paper_claims": ({"figure5": committed("figure5"), "figure6": committed("figure6"),
                 "figure4": committed("figure4")}, "energy_mean_j"),
 }  # fmt: skip
 
@@ -270,8 +270,8 @@ def test_tables_that_other_programs_touched_are_one_line(script, tmp_path):
     path, good = tmp_path / f"{name}.csv", text()
     header, first, *rest = good.splitlines(keepends=True)
     half, twice = first[: len(first) // 2] + "\n", header + first + first + "".join(rest)
-    flag = "--tables" if script == "claims" else "--output_dir"
-    command = f"{flag}={tmp_path}", *(() if script == "claims" else ("--plot_only",))
+    flag = "--tables" if script == "paper_claims" else "--output_dir"
+    command = f"{flag}={tmp_path}", *(() if script == "paper_claims" else ("--plot_only",))
     number = f", line 3: {column} must be a number or empty; got 'many'"
     for bad, message in (
         ("", " must end with a line break; it is empty"),
@@ -295,21 +295,21 @@ def test_tables_that_other_programs_touched_are_one_line(script, tmp_path):
     assert not list(tmp_path.glob("*.p*"))  # nothing is drawn
 
 
-@pytest.mark.parametrize("script", ["sweep_k", "sweep_t", "grid", "delay_cdf", "claims"])
+@pytest.mark.parametrize("script", ["sweep_k", "sweep_t", "grid", "delay_cdf", "paper_claims"])
 def test_a_sweep_that_is_not_whole_is_one_line(script, tmp_path):
     tables, _ = TABLES[script]
     for name, text in tables.items():
         (tmp_path / f"{name}.csv").write_text(text())
-    path = tmp_path / (f"{name}.csv" if script == "claims" else "results.csv")
+    path = tmp_path / (f"{name}.csv" if script == "paper_claims" else "results.csv")
     header, *rows = path.read_text().splitlines(keepends=True)
-    flag = "--tables" if script == "claims" else "--output_dir"
-    command = f"{flag}={tmp_path}", *(() if script == "claims" else ("--plot_only",))
+    flag = "--tables" if script == "paper_claims" else "--output_dir"
+    command = f"{flag}={tmp_path}", *(() if script == "paper_claims" else ("--plot_only",))
     scheme = header.split(",").index("scheme")
     cut = [row for row in rows if row.split(",")[scheme] != "mcos"]
     for lines, message in (
         (rows[1:], "must have a row for "),
         (rows[:-1], "must have a row for "),
-        (cut, "must have rows for scheme = " if script in ("grid", "claims") else None),
+        (cut, "must have rows for scheme = " if script in ("grid", "paper_claims") else None),
     ):
         if message:
             path.write_text(header + "".join(lines))
@@ -381,7 +381,7 @@ def test_nothing_is_left_out_of_a_figure():
 def test_flags_of_the_killed_runs_are_known():
     """A flag that is renamed would only be missed in a long run."""
     with fresh_flags():
-        scripts = runpy.run_path(str(ROOT / "experiments" / "kills.py"))["SCRIPTS"]
+        scripts = runpy.run_path(str(ROOT / "experiments" / "crash_recovery.py"))["SCRIPTS"]
     for name, one in scripts.items():
         text = (ROOT / "experiments" / f"{name}.py").read_text()
         text += (ROOT / "experiments" / "support" / "trainings.py").read_text()

@@ -72,8 +72,8 @@ def test_csv_that_drifted_are_found_line_by_line(tmp_path):
 
 
 def test_placeholders_that_cannot_be_filled_are_named():
-    template = "a {{ value:certify.channels }} {{ claim:kills.nothing_differs }}\n"
-    template += "{{ table:none }}\n{{ value:kills.none }}\n{{ claim:certify.channels }}\n"
+    template = "a {{ value:certify.channels }} {{ claim:crash_recovery.nothing_differs }}\n"
+    template += "{{ table:none }}\n{{ value:crash_recovery.none }}\n{{ claim:certify.channels }}\n"
     template += "{{ mean:figure4.feasible_fraction scheme=none }} {{ mean:figure4.none }}\n{{ x }}"
     text, problems = render_results.fill(template, FIGURES)
     assert text.splitlines()[0] == "a 72000"

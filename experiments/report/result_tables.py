@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import claims
 import numpy as np
+import paper_claims
 from support.plots import ROUNDING
 
 Rows = list[dict[str, Any]]
 Lines = list[list[str]]  # cells
 LACKS = KeyError, IndexError, ValueError, TypeError  # of columns and rows that are not there
-QUANTITIES = {"best_nats": "spectral efficiency at a price", "priced_cost": "cost at a price",
+QUANTITIES = {"best_efficiency": "spectral efficiency at a price", "priced_cost": "cost at a price",
               "required_ratio": "part that must be sent"}  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def slope(rows: Rows) -> float:
 def figure4(rows: Rows) -> Lines:
     """Write the table of Figure 4: means over seeds; a gap is energy / optimum - 1 of a channel."""
     optimum, gap, to_bound, kept, on_time, infeasible = (
-        claims.means(rows, "num_devices", column) for column in
+        paper_claims.means(rows, "num_devices", column) for column in
         ("energy_mean_j", "gap_to_optimum_mean", "gap_to_bound_mean", "feasible_fraction",
          "deadline_met_fraction", "infeasible_fraction")
     )  # fmt: skip
@@ -98,10 +98,10 @@ def constraints(rows: Rows) -> Lines:
 
 
 def paper(*tables: Rows) -> Lines:
-    """Write the lines of claims.py."""
+    """Write the lines of paper_claims.py."""
     lines = [["figure", "the paper says", "checked on", "holds", "measured"]]
     for figure, rows in zip((4, 5, 6), tables):
-        judge = {4: claims.figure4, 5: claims.figure5, 6: claims.figure6}[figure]
+        judge = {4: paper_claims.figure4, 5: paper_claims.figure5, 6: paper_claims.figure6}[figure]
         for sentence, side, verdict, measured in judge(rows):
             lines.append([str(figure), sentence, side, "yes" if verdict else "no", measured])
     return lines

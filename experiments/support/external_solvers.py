@@ -1,4 +1,4 @@
-"""P1 by public solvers, in float64: what the certified optimum is compared with.
+"""P1 by external solvers, in float64: what the certified optimum is compared with.
 
 Three routes that share nothing with ``meco_jax``: branch and bound over the convex
 relaxation in CVXPY with Clarabel; the same relaxation as tangents, a mixed-integer linear

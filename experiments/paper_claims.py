@@ -5,7 +5,7 @@ trained networks (raw BCOS, learned PCOS: all their answers, also those that bre
 paper's curves are mean energies, so mean energies are compared, not gaps of channels. Prints a
 Markdown table.
 
-    python experiments/claims.py --tables=experiments/figures
+    python experiments/paper_claims.py --tables=experiments/figures
 """
 
 from __future__ import annotations
