@@ -29,7 +29,7 @@ flags.adopt_module_key_flags(common)
 flags.DEFINE_list("num_devices", ["4", "8", "14", "20"], "the K; 4:8:2 is 4,6,8")
 flags.DEFINE_list("log_bases", ["2", "e", "10"], "bases of the logarithm in (3)")
 flags.DEFINE_list("slots", ["0.3", "0.5", "1.0"], "slot lengths T [s]")
-flags.DEFINE_integer("channels", 2000, "channels a row, each with its own tasks", lower_bound=1)
+flags.DEFINE_integer("channels", 2000, "channels per row, each with its own tasks", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "seed of tasks and channels", lower_bound=0)
 flags.DEFINE_float(
     "tolerance", 1e-4, "proven gap, 1 - lower bound / energy, to reach", lower_bound=1e-6

@@ -56,8 +56,8 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list("log_bases", ["2", "e", "10"], "bases of the logarithm in (3)")
 flags.DEFINE_list("slots", ["0.3", "0.5", "1.0"], "slot lengths T [s]")
-flags.DEFINE_integer("channels", 2000, "channels a row, each with its own tasks", lower_bound=2)
-flags.DEFINE_integer("beyond_channels", 500, "channels a point of the figures", lower_bound=2)
+flags.DEFINE_integer("channels", 2000, "channels per row, each with its own tasks", lower_bound=2)
+flags.DEFINE_integer("beyond_channels", 500, "channels per point of the figures", lower_bound=2)
 flags.DEFINE_list("efforts", ["0", "4", "6"], "efforts to compare")
 flags.DEFINE_multi_enum("panels", list(PANELS), list(PANELS), "what to take beyond the training")
 flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's csv")
@@ -225,7 +225,7 @@ def _pay(
 
 
 def report(gaps: list[dict[str, Any]]) -> None:
-    """Print the table as RESULTS.md has it: a row a K, the means over its rows and the worst."""
+    """Print the table as RESULTS.md has it: a row per K, the means over its rows and the worst."""
     result_tables.show(result_tables.policy(gaps))
     print(f"feasible for one of policy and optimum alone: {sum(row['missed'] for row in gaps)}")
 

@@ -60,7 +60,7 @@ flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
 flags.DEFINE_float("log_base", 2.0, "base of the logarithm in (3)", lower_bound=1.001)
 flags.DEFINE_integer("seed", 0, "task seed", lower_bound=0)
 flags.DEFINE_integer("channels", 1024, "feasible channels, one batch", lower_bound=2)
-flags.DEFINE_integer("repeats", 5, "timed batches a method, the fastest counts", lower_bound=1)
+flags.DEFINE_integer("repeats", 5, "timed batches per method, the fastest counts", lower_bound=1)
 flags.DEFINE_integer("latency_calls", 300, "timed calls of one channel", lower_bound=2)
 flags.DEFINE_integer("slow_channels", 64, "the first of them go to host and public solvers",
                      lower_bound=2)  # fmt: skip
@@ -243,7 +243,7 @@ def latencies(method: Method, h: np.ndarray) -> tuple[float, list[float]]:
 def slow_methods(
     system: System, h: np.ndarray
 ) -> Iterator[tuple[Method, list[float], list[np.ndarray]]]:
-    """Solve channel by channel on the host: method, seconds a channel, decisions."""
+    """Solve channel by channel on the host: method, seconds per channel, decisions."""
     judge = jax.jit(partial(map_channels, allocate))
     for name, family, one, number in solvers(system, h):
         if name not in (FLAGS.method or SLOW):

@@ -31,7 +31,7 @@ Claim = tuple[str, str, bool, str]  # sentence, side, verdict, what was measured
 
 
 def main(argv: list[str]) -> None:
-    """Print a line a sentence and side."""
+    """Print a line per sentence and side."""
     common.begin(argv)
     tables = [read(Path(FLAGS.tables), n) for n in (4, 5, 6)]
     print("| figure | the paper says | checked on | holds | measured |\n|---|---|---|---|---|")

@@ -48,7 +48,7 @@ RUNS = {
     "figure4": Run("sweep_k", (f"--flagfile={FOLDER}/flags/quick.flags",), LANE),
     "figure5": Run("sweep_t", (f"--flagfile={FOLDER}/flags/quick_t.flags",), LANE),
     "figure6": Run("delay_cdf", (f"--flagfile={FOLDER}/flags/quick_cdf.flags",), LANE),
-    "plane": Run("grid", (f"--flagfile={FOLDER}/flags/quick_grid.flags",), LANE),
+    "plane": Run("plane", (f"--flagfile={FOLDER}/flags/quick_plane.flags",), LANE),
     "certify": Run("certify", ("--num_devices=4,14,20", "--channels=200", "--seed=1"), CASE),
     "policy": Run(
         "evaluate_policy",

@@ -31,7 +31,7 @@ flags.DEFINE_list(
 )  # fmt: skip
 flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
 flags.DEFINE_float(
-    "device_bandwidth", 3e5, "bandwidth a device [Hz]; Table 1 has 5e5 at K = 20", lower_bound=1
+    "device_bandwidth", 3e5, "bandwidth per device [Hz]; Table 1 has 5e5 at K = 20", lower_bound=1
 )
 flags.DEFINE_integer("work", 40_960, "devices times channels in a batch", lower_bound=1)
 flags.DEFINE_integer("repeats", 5, "timed repetitions, the fastest counts", lower_bound=1)
@@ -50,11 +50,11 @@ def main(argv: list[str]) -> None:
             write(folder, rows)
             common.write_run(folder / "run.json", finished=False, slope=slope(rows))
     common.write_run(folder / "run.json", slope=slope(rows))
-    print("    K  us a channel  kB a channel  peak MB    proven gap: mean, worst")
+    print("    K  us per channel  kB per channel  peak MB    proven gap: mean, worst")
     for r in rows:
-        memory = f"{r['bytes_per_channel'] / 1e3:14.1f}{r['process_peak_mb']:9.0f}"
+        memory = f"{r['bytes_per_channel'] / 1e3:16.1f}{r['process_peak_mb']:9.0f}"
         gaps = f"{r['gap_mean']:10.1e}{r['gap_worst']:11.1e}"
-        print(f"{r['num_devices']:5}{r['us_per_channel']:14.1f}{memory}{gaps}")
+        print(f"{r['num_devices']:5}{r['us_per_channel']:16.1f}{memory}{gaps}")
     print(f"slope of ln time over ln K: {slope(rows):.2f}")
     print(f"wrote {folder} in {common.seconds():.0f} s")
 

@@ -52,8 +52,8 @@ def evaluate_grid(
     Args:
         policies: the stacked policies "bcos" and "pcos" of the lanes.
         lanes: from ``make_grid``.
-        num_channels: N, channels a lane.
-        batch_size: lanes that run at once; by default one a device on a CPU, elsewhere 16.
+        num_channels: N, channels per lane.
+        batch_size: lanes that run at once; by default one per device on a CPU, elsewhere 16.
         schemes: your own by name, functions of one channel as ``solve`` takes them.
 
     Returns:
@@ -118,7 +118,7 @@ _judge = jax.jit(jax.vmap(jax.vmap(_outcome, (None, 0, 0, 0))))
 
 
 def summarise(outcomes: dict[str, Outcome], lanes: Lanes) -> list[dict[str, Any]]:
-    """Average outcomes over the channels that are feasible for all: one row a lane and scheme.
+    """Average outcomes over the channels that are feasible for all: one row per lane and scheme.
 
     The rows of "lower_bound" hold the Lagrangian bound of P1 itself.
 

@@ -144,7 +144,7 @@ def sample_systems(key: jax.Array | int, num: int, num_devices: int) -> tuple[Sy
 
 
 def _device_keys(key: jax.Array, num_devices: int) -> jax.Array:
-    """One key a device that depends on (key, i) only: ``[K]`` keys."""
+    """One key per device that depends on (key, i) only: ``[K]`` keys."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_devices))
 
 

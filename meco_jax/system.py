@@ -7,7 +7,7 @@ paper                 field or function       meaning [unit]
 ====================  ======================  ==============================================
 K                     ``num_devices``         number of devices [-]
 B_k                   ``task_bits``           task size [bit]; 1 KB = 8000 bit
-C_k                   ``cycles_per_bit``      CPU cycles a bit [-]
+C_k                   ``cycles_per_bit``      CPU cycles per bit [-]
 f_k                   ``cpu_hz``              CPU frequency [Hz]
 beta_k                ``weight``              weight in the objective [-]
 T                     ``slot``                slot length, also the deadline [s]
@@ -140,7 +140,7 @@ def power_gain(system: System, h: jax.Array, xp: ModuleType = jnp) -> jax.Array:
 
 
 def nat_rate(system: System, xp: ModuleType = jnp) -> jax.Array:
-    """Rate of one nat a symbol, w = W / ln(base) [bit/s]."""
+    """Rate of one nat per symbol, w = W / ln(base) [bit/s]."""
     return system.bandwidth / xp.log(system.log_base)
 
 

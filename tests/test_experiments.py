@@ -275,9 +275,9 @@ def test_delay_cdf_draws_figure_6(tmp_path):
     assert (tmp_path / "figure6.png").stat().st_size > 5000
 
 
-def test_grid_draws_the_plane(tmp_path):
+def test_plane_draws_savings_and_gaps(tmp_path):
     flags = ("--num_devices=2,3", "--slots=0.5,1", "--seeds=0", *TINY[2:])
-    result = run(*flags, f"--output_dir={tmp_path}", script="grid")
+    result = run(*flags, f"--output_dir={tmp_path}", script="plane")
     assert result.returncode == 0, result.stderr
     assert len(read_results(tmp_path)) == 4 * 8
     assert (tmp_path / "plane.png").stat().st_size > 5000

@@ -114,7 +114,7 @@ def devices(folder, **fields):
     return folder / "own.npz"
 
 
-@pytest.mark.parametrize("script", ["sweep_k", "sweep_t", "delay_cdf", "grid", "constraints"])
+@pytest.mark.parametrize("script", ["sweep_k", "sweep_t", "delay_cdf", "plane", "constraints"])
 def test_physics_reach_every_sweep(script, mine, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(trainings, "train_and_evaluate", lambda *at: asked.append(at) or sys.exit())

@@ -1,7 +1,7 @@
 """What the guide promises of ``solve``, on inputs far beyond the usual.
 
-In CI 40 examples a test, always the same. ``MECO_FUZZ=1000 pytest tests/test_properties.py`` takes
-that many, at random; each has ``CHANNELS`` channels.
+In CI 40 examples per test, always the same. ``MECO_FUZZ=1000 pytest tests/test_properties.py``
+takes that many, at random; each has ``CHANNELS`` channels.
 """
 
 import functools

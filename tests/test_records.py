@@ -239,7 +239,7 @@ def committed(name):
 TABLES = {  # by script: what it reads, the last one damaged, and a column that it needs
     "sweep_k": ({"results": committed("figure4")}, "energy_mean_j"),
     "sweep_t": ({"results": committed("figure5")}, "energy_mean_j"),
-    "grid": ({"results": committed("plane")}, "gap_to_optimum_mean"),
+    "plane": ({"results": committed("plane")}, "gap_to_optimum_mean"),
     "delay_cdf": ({"results": committed("figure6"),
                    "cdf": committed("figure6_cdf")}, "sending_time_s"),
     "constraints": ({"constraints": committed("constraints")}, "kept_realised"),
@@ -295,7 +295,7 @@ def test_tables_that_other_programs_touched_are_one_line(script, tmp_path):
     assert not list(tmp_path.glob("*.p*"))  # nothing is drawn
 
 
-@pytest.mark.parametrize("script", ["sweep_k", "sweep_t", "grid", "delay_cdf", "paper_claims"])
+@pytest.mark.parametrize("script", ["sweep_k", "sweep_t", "plane", "delay_cdf", "paper_claims"])
 def test_a_sweep_that_is_not_whole_is_one_line(script, tmp_path):
     tables, _ = TABLES[script]
     for name, text in tables.items():
@@ -309,7 +309,7 @@ def test_a_sweep_that_is_not_whole_is_one_line(script, tmp_path):
     for lines, message in (
         (rows[1:], "must have a row for "),
         (rows[:-1], "must have a row for "),
-        (cut, "must have rows for scheme = " if script in ("grid", "paper_claims") else None),
+        (cut, "must have rows for scheme = " if script in ("plane", "paper_claims") else None),
     ):
         if message:
             path.write_text(header + "".join(lines))

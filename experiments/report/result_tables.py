@@ -79,7 +79,7 @@ def figure4(rows: Rows) -> Lines:
 
 
 def constraints(rows: Rows) -> Lines:
-    """Write what the raw networks keep: a line a setting, a column a network and K."""
+    """Write what the raw networks keep: a line per setting, a column per network and K."""
     devices = list(dict.fromkeys(row["num_devices"] for row in rows))
     names = {"bcos_raw": "BCOS", "pcos_learned": "PCOS"}
     header = ["alpha", "margin"]
@@ -141,7 +141,7 @@ def certify(rows: Rows) -> Lines:
 
 
 def scale(rows: Rows) -> Lines:
-    """Write time, memory and gap: a column a K."""
+    """Write time, memory and gap: a column per K."""
     return [
         ["K", *(f"{r['num_devices']:g}" for r in rows)],
         ["time per channel [ms]", *(number(r["us_per_channel"] / 1e3) for r in rows)],
@@ -185,7 +185,7 @@ def gradients(rows: Rows) -> Lines:
 
 
 def lanes(rows: Rows) -> Lines:
-    """Write speed and memory of many trainings in one call: a column a number of lanes."""
+    """Write speed and memory of many trainings in one call: a column per number of lanes."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     numbers = dict.fromkeys(row["lanes"] for row in rows)
     lines = [["lanes", *(f"{n:g}" for n in numbers)]]
@@ -200,7 +200,7 @@ def lanes(rows: Rows) -> Lines:
 
 
 def ratios(rows: Rows) -> Lines:
-    """Write one call against a call for each lane: a column a number of steps."""
+    """Write one call against a call for each lane: a column per number of steps."""
     columns = {"one call [s]": "one_call_s", "separate calls [s]": "separate_calls_s",
                "ratio of times": "ratio", "ratio of CPU times": "cpu_ratio"}  # fmt: skip
     return [["steps", *(f"{row['steps']:g}" for row in rows)]] + [
@@ -209,7 +209,7 @@ def ratios(rows: Rows) -> Lines:
 
 
 def precision(rows: Rows) -> Lines:
-    """Write float32's errors: a line a quantity, the largest over the methods that have it."""
+    """Write float32's errors: a line per quantity, the largest over the methods that have it."""
     lines = [["quantity", "median", "99th percentile", "largest", "budget"]]
     columns = "error_median", "error_p99", "error_max", "budget"
     for name in dict.fromkeys(row["quantity"].split(": ")[-1] for row in rows):
@@ -221,7 +221,7 @@ def precision(rows: Rows) -> Lines:
 
 
 def soak(rows: Rows) -> Lines:
-    """Write the latency of calls under load: a line a method and range of batch sizes."""
+    """Write the latency of calls under load: a line per method and range of batch sizes."""
     lines = [["method", "channels per call", "batch sizes", "p50 [ms]", "p99 [ms]"]]
     for method in dict.fromkeys(row["method"] for row in rows):
         for low, high in ((1, 1), (2, 15), (16, 127), (128, 2**30)):

@@ -125,7 +125,7 @@ class Results(NamedTuple):
     """What ``run`` finds."""
 
     lanes: Lanes
-    rows: list[dict[str, Any]]  # one a lane and scheme
+    rows: list[dict[str, Any]]  # one per lane and scheme
     outcomes: dict[str, Outcome]  # by scheme, [L, N]
     histories: dict[str, History]  # "bcos" and "pcos", [chunks, L]
 
@@ -234,7 +234,7 @@ class Show:
         self._began, self.done = time.monotonic(), 0.0
 
     def __call__(self, step: int, metrics: dict[str, np.ndarray]) -> None:
-        """Show steps a second over all lanes, and their mean energy; note the time so far."""
+        """Show steps per second over all lanes, and their mean energy; note the time so far."""
         if jax.process_index() == 0:
             common.keep_time(self._folder / "run.json", every=1.0)
         work = WORK[self._scheme] * self._chunk

@@ -157,7 +157,7 @@ def train_grid(
     folder: str | PathLike[str] | None = None,
     save_seconds: float = 20.0,
 ) -> tuple[Policy, History]:
-    """Train one policy a lane, all in one program.
+    """Train one policy per lane, all in one program.
 
     A lane equals ``train`` with the key ``lane_key(seed, config.scheme)``.
 
@@ -204,7 +204,7 @@ def train_grid(
     return jax.tree.map(jnp.asarray, policies), history
 
 
-Parts = tuple[Any, ...]  # a tree of [G, B, ...] leaves a place
+Parts = tuple[Any, ...]  # a tree of [G, B, ...] leaves per place
 
 
 class Groups:

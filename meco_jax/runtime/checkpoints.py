@@ -227,7 +227,7 @@ def _keep_settings(folder: Path, text: bytes) -> None:
         names = dict.fromkeys([*settings, *known])  # in order: what others follow from comes first
         differing = [name for name in names if known.get(name) != settings.get(name)]
         pairs = {name: (_short(known.get(name)), _short(settings.get(name))) for name in differing}
-        if pairs:  # axes of a grid are a value a lane: another seed makes all of them longer
+        if pairs:  # axes of a grid hold a value per lane: another seed makes all of them longer
             name = min(pairs, key=lambda name: pairs[name][0] == pairs[name][1])
             raise OtherRunError(name, *pairs[name], folder)
     elif any(path.name.isdigit() for path in (folder / "epochs").iterdir()):

@@ -3,7 +3,7 @@
 One program trains BCOS and PCOS in every lane (K, T, seed). Writes results.csv,
 plane.png/.pdf, the policies and run.json into --output_dir. Example:
 
-    python experiments/grid.py --flagfile=experiments/flags/quick_grid.flags
+    python experiments/plane.py --flagfile=experiments/flags/quick_plane.flags
 """
 
 from __future__ import annotations
