@@ -295,28 +295,41 @@ def init_state(key: jax.Array, system: System, config: TrainConfig) -> TrainStat
     return TrainState(params, variables["batch_stats"], learner("teacher"), learner("student"))
 
 
-def teacher_step(
+def network_step(
     state: TrainState,
     batch: jax.Array,
+    role: Role,
     *,
     system: System,
     config: TrainConfig,
     frozen: jax.Array | bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """Update the teacher by Adam on (25): line 4 of Algorithm 1. See ``alternating_step``."""
-    return _descend(state, batch, "teacher", system, config, frozen)
+    """Update one network by Adam: the teacher on (25), the student on (20), lines 4 and 5.
 
+    The shared decision branch is among what ``role`` updates. See ``alternating_step``.
+    """
+    learner: Learner = getattr(state, role)
 
-def student_step(
-    state: TrainState,
-    batch: jax.Array,
-    *,
-    system: System,
-    config: TrainConfig,
-    frozen: jax.Array | bool = False,
-) -> tuple[TrainState, Metrics]:
-    """Update the student by Adam on (20): line 5 of Algorithm 1. See ``alternating_step``."""
-    return _descend(state, batch, "student", system, config, frozen)
+    def loss(own: dict[str, Any], train: bool) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
+        variables = {"params": state.params | own, "batch_stats": state.batch_stats}
+        decision, stats = nw.decide(
+            config.network(), variables, system, batch, role,
+            slope=config.slope, scaling=config.input_scaling, train=train,
+        )  # fmt: skip
+        value, metrics = penalised_loss(system, batch, decision, learner.multiplier, config.margin)
+        # In units of a local task the loss is of order one, whatever the system.
+        return value / (local_power(system) * system.slot), (stats, metrics | {"loss": value})
+
+    own = _own(state.params, role, config)
+    slope = jax.grad(loss, has_aux=True)
+    gradient, (stats, metrics) = jax.lax.cond(
+        frozen, partial(slope, train=False), partial(slope, train=True), own
+    )
+    updates, optimizer = cosine_adam(config).update(gradient, learner.optimizer, own)
+    learner = learner._replace(optimizer=optimizer, violation=metrics["violation"])
+    params = state.params | optax.apply_updates(own, updates)
+    state = state._replace(params=params, batch_stats=stats, **{role: learner})
+    return state, {f"{role}_{name}": value for name, value in metrics.items()}
 
 
 def multiplier_step(
@@ -356,45 +369,13 @@ def alternating_step(
     Returns:
         The next state and a flat dictionary of scalar metrics.
     """
-    state, metrics = teacher_step(state, batch, system=system, config=config, frozen=frozen)
+    step = partial(network_step, system=system, config=config, frozen=frozen)
+    state, metrics = step(state, batch, "teacher")
     if config.scheme == "bcos":
-        state, more = student_step(state, batch, system=system, config=config, frozen=frozen)
+        state, more = step(state, batch, "student")
         metrics |= more
     state, more = multiplier_step(state, system=system, config=config)
     return state, metrics | more
-
-
-def _descend(
-    state: TrainState,
-    batch: jax.Array,
-    role: Role,
-    system: System,
-    config: TrainConfig,
-    frozen: jax.Array | bool,
-) -> tuple[TrainState, Metrics]:
-    """Do one Adam step on the branches of ``role``, the shared decision branch among them."""
-    learner: Learner = getattr(state, role)
-
-    def loss(own: dict[str, Any], train: bool) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
-        variables = {"params": state.params | own, "batch_stats": state.batch_stats}
-        decision, stats = nw.decide(
-            config.network(), variables, system, batch, role,
-            slope=config.slope, scaling=config.input_scaling, train=train,
-        )  # fmt: skip
-        value, metrics = penalised_loss(system, batch, decision, learner.multiplier, config.margin)
-        # In units of a local task the loss is of order one, whatever the system.
-        return value / (local_power(system) * system.slot), (stats, metrics | {"loss": value})
-
-    own = _own(state.params, role, config)
-    slope = jax.grad(loss, has_aux=True)
-    gradient, (stats, metrics) = jax.lax.cond(
-        frozen, partial(slope, train=False), partial(slope, train=True), own
-    )
-    updates, optimizer = cosine_adam(config).update(gradient, learner.optimizer, own)
-    learner = learner._replace(optimizer=optimizer, violation=metrics["violation"])
-    params = state.params | optax.apply_updates(own, updates)
-    state = state._replace(params=params, batch_stats=stats, **{role: learner})
-    return state, {f"{role}_{name}": value for name, value in metrics.items()}
 
 
 def _own(params: dict[str, Any], role: Role, config: TrainConfig) -> dict[str, Any]:
