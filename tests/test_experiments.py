@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from cases import ROOT, TINY, flip, inside, one_line, quick_environment, read_results, run
-from support import trainings
+from support import common, trainings
 
 from meco_jax import load_policy, sample_channels, solve, table1
 from meco_jax.runtime.checkpoints import is_whole
@@ -382,3 +382,33 @@ def test_claims_are_checked_against_the_committed_tables():
     lines = result.stdout.splitlines()
     assert len(lines) == 2 + 8 + 7 + 3
     assert set(lines) <= set((ROOT / "experiments" / "RESULTS.md").read_text().splitlines())
+
+
+def test_slopes_compares_finished_runs(finished, tmp_path):
+    """On Figure 4's table at K = 20, and two records that differ in the slope."""
+    with open(ROOT / "experiments" / "figures" / "figure4.csv") as file:
+        header, *lines = file.read().splitlines(keepends=True)
+    record = json.loads((finished[0] / "run.json").read_text())
+    for name in ("zero", "teacher"):
+        record["flags"]["slope"] = name
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+        rows = [line for line in lines if line.startswith("20,")]
+        (tmp_path / name / "results.csv").write_text("".join([header, *rows]))
+    out = f"--output_dir={tmp_path / 'out'}"
+    result = inside(f"--runs={tmp_path}/zero,{tmp_path}/teacher", out, script="slopes")
+    assert result.returncode == 0, result.stderr
+    zero, teacher = common.read_csv(tmp_path / "out" / "slopes.csv")
+    assert (zero.pop("method"), teacher.pop("method")) == ("zero", "teacher")
+    assert zero == teacher
+    energy = {name: [float(line.split(",")[4]) for line in rows if f",{name}," in line]
+              for name in ("bcos_raw", "bcos", "optimal")}  # fmt: skip
+    over = {name: sum(each) / sum(energy["optimal"]) - 1 for name, each in energy.items()}
+    assert zero["energy_raw"] == pytest.approx(over["bcos_raw"], rel=1e-6)
+    assert zero["energy_made_feasible"] == pytest.approx(over["bcos"], rel=1e-5)
+    assert 0 < zero["feasible_fraction"] < zero["deadline_met_fraction"] < 1
+    twice = inside(f"--runs={tmp_path}/zero,{tmp_path}/zero", out, script="slopes")
+    one_line(twice, "--runs must have settings of their own; got zero, zero")
+    (tmp_path / "zero" / "run.json").write_text("{}")
+    broken = inside(f"--runs={tmp_path}/zero", out, script="slopes")
+    one_line(broken, "zero/run.json must be the record of a run of sweep_k.py")
