@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from support import common
+from support import common, csv_tables, list_flags, progress_bar
 
 from meco_jax import Solution, System, sample_channels, solve, table1
 from meco_jax.exact.allocation import allocate
@@ -40,17 +40,17 @@ flags.DEFINE_float("exactness", 1e-6, "tolerance of the exact search", lower_bou
 def main(argv: list[str]) -> None:
     """Certify, row by row; every finished row is in the csv at once."""
     common.begin(argv)
-    devices = common.integers("num_devices", low=1)
+    devices = list_flags.integers("num_devices", low=1)
     bases, slots = (
-        common.numbers(name, above=low) for name, low in (("log_bases", 1), ("slots", 0))
+        list_flags.numbers(name, above=low) for name, low in (("log_bases", 1), ("slots", 0))
     )
     cases = list(itertools.product(devices, bases, slots))
     folder, rows = common.prepare(), []
-    with common.Bar(len(cases)) as bar:
+    with progress_bar.Bar(len(cases)) as bar:
         for num_devices, base, slot in cases:
             rows.append(certify(draw(num_devices, base, slot)))
             bar.advance(1, f"K = {num_devices}, b = {base:g}, T = {slot:g} s")
-            common.write_csv(folder / "results.csv", rows)
+            csv_tables.write_csv(folder / "results.csv", rows)
             common.write_run(folder / "run.json", finished=False)
     common.write_run(folder / "run.json")
     report(rows)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 from report import result_tables
-from support import common, trainings
+from support import common, csv_tables, list_flags, trainings
 
 from meco_jax import TrainConfig
 from meco_jax.paper.training import check_config
@@ -40,10 +40,10 @@ def main(argv: list[str]) -> None:
     """Train and judge every setting."""
     common.begin(argv)
     axes = {
-        "num_devices": common.integers("num_devices", low=1),
+        "num_devices": list_flags.integers("num_devices", low=1),
         "slot": [FLAGS.slot],
-        "multiplier_step": common.numbers("multiplier_steps", above=0),
-        "margin": common.numbers("margins", above=-math.inf),
+        "multiplier_step": list_flags.numbers("multiplier_steps", above=0),
+        "margin": list_flags.numbers("margins", above=-math.inf),
     }
     try:
         for margin in axes["margin"]:
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 
 def write(folder: Path, results: trainings.Results) -> None:
     """Write constraints.csv."""
-    common.write_csv(folder / "constraints.csv", judge(results))
+    csv_tables.write_csv(folder / "constraints.csv", judge(results))
 
 
 def judge(results: trainings.Results) -> list[dict[str, Any]]:
@@ -93,7 +93,7 @@ def draw(folder: Path) -> None:
     """Print the table."""
     place = "num_devices", "slot", "multiplier_step", "margin", "seed", "scheme"
     numbers = "kept", "kept_realised", "gap_mean", "gap_mean_kept"
-    rows = common.read_csv(folder / "constraints.csv", (*place, *numbers), place, whole=True)
+    rows = csv_tables.read_csv(folder / "constraints.csv", (*place, *numbers), place, whole=True)
     result_tables.show(result_tables.constraints(rows))
 
 

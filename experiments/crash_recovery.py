@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
-from support import common
+from support import common, csv_tables, list_flags
 
 from meco_jax import load_policy
 from meco_jax.runtime.checkpoints import is_whole
@@ -60,7 +60,7 @@ SCRIPTS = {
 def main(argv: list[str]) -> None:
     """Run every script whole, then kill and resume it, and print a line per kill."""
     common.begin(argv)
-    scripts = common.names("scripts", list(SCRIPTS))
+    scripts = list_flags.names("scripts", list(SCRIPTS))
     folder, rows, whole_seconds = common.prepare(), list[dict[str, Any]](), {}
     for name in scripts:
         place = folder / name
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
             for row in kill(name, place / f"killed_{number}", np.diff(moments, prepend=0)):
                 rows.append({"script": name, "run": number, **row})
                 show(rows[-1])
-            common.write_csv(folder / "crash_recovery.csv", rows)
+            csv_tables.write_csv(folder / "crash_recovery.csv", rows)
     common.write_run(folder / "run.json", whole_run_seconds=whole_seconds)
     if not all(row["identical"] for row in rows):
         common.stop("a resumed run ended otherwise", 1)

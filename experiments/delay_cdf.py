@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import paper_claims
 from absl import flags
-from support import common, trainings
+from support import common, csv_tables, trainings
 
 from meco_jax import figures
 
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
 
 def write(folder: Path, results: trainings.Results) -> None:
     """Write the quantiles."""
-    common.write_csv(folder / "cdf.csv", quantiles(results))
+    csv_tables.write_csv(folder / "cdf.csv", quantiles(results))
 
 
 def quantiles(results: trainings.Results) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def quantiles(results: trainings.Results) -> list[dict[str, Any]]:
 def draw(folder: Path) -> None:
     """Draw Figure 6 from cdf.csv and results.csv."""
     place = "scheme", "probability"
-    rows = common.read_csv(folder / "cdf.csv", (*place, "sending_time_s"), place, whole=True)
+    rows = csv_tables.read_csv(folder / "cdf.csv", (*place, "sending_time_s"), place, whole=True)
     summary = trainings.read_results(
         folder, "deadline_met_fraction", "feasible_fraction", fixed=("num_devices", "slot"),
         scheme=list(dict.fromkeys(row["scheme"] for row in rows)),

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from report import result_tables
-from support import common, gap_plots
+from support import common, csv_tables, gap_plots, list_flags, progress_bar
 
 from meco_jax import (
     GeneralPolicy,
@@ -72,7 +72,7 @@ CSI_DEVICES = 14
 def main(argv: list[str]) -> None:
     """Evaluate, or draw again what is there."""
     common.begin(argv)
-    efforts, folder = common.integers("efforts", low=0), Path(FLAGS.output_dir)
+    efforts, folder = list_flags.integers("efforts", low=0), Path(FLAGS.output_dir)
     tables = read(folder) if FLAGS.plot_only else evaluate(efforts)
     figures.save_figure(gap_plots.beyond_figure(tables["beyond"]), folder / "beyond")
     figures.save_figure(gap_plots.csi_figure(tables["csi"]), folder / "csi")
@@ -93,18 +93,18 @@ def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
     for name, (place, more) in wanted.items():
         gaps = ("no_network_gap_mean", "no_network_gap_worst") if name != "csi" else ()
         path = folder / f"{name}.csv"
-        common.read_csv(path, (*place, *more, *gaps), place, whole=name == "csi")
-        tables[name] = common.read_csv(path)  # the gaps of any efforts too
+        csv_tables.read_csv(path, (*place, *more, *gaps), place, whole=name == "csi")
+        tables[name] = csv_tables.read_csv(path)  # the gaps of any efforts too
         means = [column for column in tables[name][0] if column.endswith("_gap_mean")]
-        common.read_csv(path, [column.replace("_mean", "_worst") for column in means])
+        csv_tables.read_csv(path, [column.replace("_mean", "_worst") for column in means])
     return tables
 
 
 def evaluate(efforts: list[int]) -> dict[str, list[dict[str, Any]]]:
     """Find all tables; every finished row is in the csv at once."""
-    devices = common.integers("num_devices", low=1)
+    devices = list_flags.integers("num_devices", low=1)
     bases, slots = (
-        common.numbers(name, above=low) for name, low in (("log_bases", 1), ("slots", 0))
+        list_flags.numbers(name, above=low) for name, low in (("log_bases", 1), ("slots", 0))
     )
     try:
         policy = load_policy(FLAGS.policy) if FLAGS.policy else pretrained()
@@ -116,11 +116,11 @@ def evaluate(efforts: list[int]) -> dict[str, list[dict[str, Any]]]:
     cases = list(itertools.product(devices, bases, slots))
     points = sum(len(PANELS[name]) for name in FLAGS.panels)
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
-    with common.Bar(len(cases) + points + len(ERRORS)) as bar:
+    with progress_bar.Bar(len(cases) + points + len(ERRORS)) as bar:
         for name, row in rows(policy, cases, efforts):
             tables[name].append(row)
             bar.advance(1 if name != "csi" else 1 / len(BACKOFFS), name)
-            common.write_csv(folder / f"{name}.csv", tables[name])
+            csv_tables.write_csv(folder / f"{name}.csv", tables[name])
             common.write_run(folder / "run.json", finished=False)
     return tables
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from support import common, external_solvers, plots, trainings
+from support import common, csv_tables, external_solvers, list_flags, plots, progress_bar, trainings
 
 from meco_jax import (
     Policy,
@@ -99,23 +99,23 @@ def main(argv: list[str]) -> None:
     if FLAGS.plot_only:
         numbers = "gap_mean", "gap_worst", "feasible_fraction", "channels_per_second"
         place = "num_devices", "method"
-        rows = common.read_csv(folder / "results.csv", (*place, "family", *numbers), place)
+        rows = csv_tables.read_csv(folder / "results.csv", (*place, "family", *numbers), place)
         draw(folder, rows)
         return
-    devices = common.integers("num_devices", low=1)
+    devices = list_flags.integers("num_devices", low=1)
     known = [*(method.name for method in fast_methods(table1(1), None)), *SLOW]
     if not set(FLAGS.method) <= set(known):
         common.stop(f"--method must be among {'; '.join(known)}; got {'; '.join(FLAGS.method)}")
     config = trainings.train_configs()["bcos"]
     folder, rows = common.prepare(), []
-    with common.Bar(len(devices)) as bar:
+    with progress_bar.Bar(len(devices)) as bar:
         for num_devices in devices:
             system = table1(num_devices, FLAGS.slot, FLAGS.seed)
             system = system.replace(log_base=FLAGS.log_base)
             bar.advance(0, f"K = {num_devices}: training BCOS")
             policy, _ = train(system, key=jax.random.key(FLAGS.seed), config=config)
             rows += compare(system, policy, partial(announce, bar, num_devices))
-            common.write_csv(folder / "results.csv", rows)
+            csv_tables.write_csv(folder / "results.csv", rows)
             draw(folder, rows)
             common.write_run(folder / "run.json", finished=False)
     common.write_run(folder / "run.json")
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
     print(f"wrote {folder} in {common.seconds():.0f} s")
 
 
-def announce(bar: common.Bar, num_devices: int, part: float, what: str) -> None:
+def announce(bar: progress_bar.Bar, num_devices: int, part: float, what: str) -> None:
     """Show what is running."""
     bar.advance(part, f"K = {num_devices}: {what}")
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from report import result_tables
-from support import common, plots
+from support import common, csv_tables, list_flags, plots, progress_bar
 
 from meco_jax import (
     GeneralPolicy,
@@ -75,11 +75,11 @@ def main(argv: list[str]) -> None:
     common.begin(argv)
     folder = Path(FLAGS.output_dir)
     if not FLAGS.plot_only:
-        estimators = common.names("estimators", list(GRADIENTS))
-        rates = common.numbers("learning_rates", above=0)
+        estimators = list_flags.names("estimators", list(GRADIENTS))
+        rates = list_flags.numbers("learning_rates", above=0)
         cells = list(
             itertools.product(
-                common.integers("num_devices", low=1), common.numbers("log_bases", above=1)
+                list_flags.integers("num_devices", low=1), list_flags.numbers("log_bases", above=1)
             )
         )
         folder = common.prepare(resumes=True)
@@ -91,8 +91,8 @@ def main(argv: list[str]) -> None:
     if not rows:
         common.stop(f"{folder / 'runs.csv'} must have rows of seeds above 0; got none yet")
     curves = mean_curves(rows, history)
-    common.write_csv(folder / "results.csv", rows)
-    common.write_csv(folder / "curves.csv", curves)
+    csv_tables.write_csv(folder / "results.csv", rows)
+    csv_tables.write_csv(folder / "curves.csv", curves)
     figures.save_figure(plots.learning_figure(curves, rows), folder / "gradients")
     if not FLAGS.plot_only:
         common.write_run(folder / "run.json")
@@ -107,9 +107,9 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     training = "method", "learning_rate", "seed"
     place = *training, "num_devices", "log_base"
     tested = "gap_mean", "gap_worst", "within_deadline"
-    runs = common.read_csv(folder / "runs.csv", (*place, *tested), place)
+    runs = csv_tables.read_csv(folder / "runs.csv", (*place, *tested), place)
     steps = *training, "step"
-    history = common.read_csv(folder / "history.csv", (*steps, "gap", "within_deadline"), steps)
+    history = csv_tables.read_csv(folder / "history.csv", (*steps, "gap", "within_deadline"), steps)
     trainings = dict.fromkeys(tuple(row[name] for name in training) for row in history)
     for name, rows, columns in (("history", history, steps), ("runs", runs, place)):
         there = {tuple(row[column] for column in columns) for row in rows}
@@ -155,7 +155,7 @@ def train_all(
     )  # fmt: skip
     mixture = make_mixture(cells)
     runs, history = read(folder) if (folder / "history.csv").exists() else ([], [])
-    with common.Bar(len(estimators) * (len(rates) + FLAGS.seeds)) as bar:
+    with progress_bar.Bar(len(estimators) * (len(rates) + FLAGS.seeds)) as bar:
 
         def run(estimator: str, rate: float, seed: int) -> float:
             """Train and test once, unless it was; the mean validation gap at the end."""
@@ -168,8 +168,8 @@ def train_all(
                 runs[:] = [r for r in runs if not _matches(r, mine)]
                 runs.extend(mine | row for row in examine(policy, test, cells))
                 history.extend(done)
-                common.write_csv(folder / "runs.csv", runs)  # first: history says what is done
-                common.write_csv(folder / "history.csv", history)
+                csv_tables.write_csv(folder / "runs.csv", runs)  # first: history says what is done
+                csv_tables.write_csv(folder / "history.csv", history)
                 common.keep_time(folder / "run.json")
                 bar.advance(1, f"{estimator}, seed {seed}: {100 * done[-1]['gap']:.2f} %")
             return float(np.mean([r["gap"] for r in done[-3:]]))
@@ -186,7 +186,7 @@ def train_one(
     """Train one network, and judge it on the validation channels after every epoch."""
     config = PolicyConfig(
         gradient=mine["method"], learning_rate=mine["learning_rate"], sample=mixture,
-        batches=((FLAGS.batch_size, max(common.integers("num_devices", 1))),),
+        batches=((FLAGS.batch_size, max(list_flags.integers("num_devices", 1))),),
         network=NETWORK, epochs=FLAGS.epochs,
     )  # fmt: skip
     run, history = start_policy(jax.random.key(mine["seed"]), config), []

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from support import common
+from support import common, csv_tables
 
 from meco_jax import figures
 
@@ -46,7 +46,7 @@ def read(folder: Path, figure: int) -> list[dict[str, Any]]:
     place = axis, "seed", "scheme"
     columns = "energy_mean_j", "feasible_fraction", "deadline_met_fraction", "offload_fraction"
     schemes = ["mcos", *itertools.chain(*SIDES.values())]
-    rows = common.read_csv(path, (*place, *columns), place, whole=True, scheme=schemes)
+    rows = csv_tables.read_csv(path, (*place, *columns), place, whole=True, scheme=schemes)
     points = sorted({row[axis] for row in rows})
     below, above = {4: (8, 8), 5: (1.5, 1.6), 6: (np.inf, 0)}[figure]
     if not points[0] < below or not points[-1] >= above:

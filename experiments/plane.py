@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from support import common, plots, trainings
+from support import common, list_flags, plots, trainings
 
 from meco_jax import figures
 
@@ -32,8 +32,8 @@ def main(argv: list[str]) -> None:
     """Train all lanes in one program, or draw again what is there."""
     common.begin(argv)
     axes: dict[str, Any] = {
-        "num_devices": common.integers("num_devices", low=1),
-        "slot": common.numbers("slots", above=0),
+        "num_devices": list_flags.integers("num_devices", low=1),
+        "slot": list_flags.numbers("slots", above=0),
     }
     trainings.run(axes, draw)
 

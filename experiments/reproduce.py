@@ -27,7 +27,7 @@ import paper_claims
 import render_results
 from absl import flags
 from report import result_tables
-from support import common
+from support import common, csv_tables, progress_bar
 
 Row = dict[str, Any]
 
@@ -107,7 +107,7 @@ def find(folder: Path) -> list[Row]:
     """Check all parts that are asked for."""
     tables = Path(FLAGS.tables)
     findings: list[Row] = []
-    with common.Bar(len(FLAGS.only)) as bar:
+    with progress_bar.Bar(len(FLAGS.only)) as bar:
         for part in FLAGS.only:
             bar.advance(0, part)
             if part in RUNS:
@@ -115,7 +115,7 @@ def find(folder: Path) -> list[Row]:
             else:
                 found = list(documents(tables))
             findings += [{"part": part, **each._asdict()} for each in found]
-            common.write_csv(folder / "reproduce.csv", findings)
+            csv_tables.write_csv(folder / "reproduce.csv", findings)
             common.write_run(folder / "run.json", finished=False)
             bar.advance(1, part)
     return findings
@@ -156,12 +156,12 @@ def fresh(name: str, folder: Path) -> list[Row]:
         if status:
             common.stop(f"{run.script}.py ended with status {status}, see {log}", 1)
         done.write_text(wanted)
-    return common.read_csv(folder / name / run.file, (), run.place)
+    return csv_tables.read_csv(folder / name / run.file, (), run.place)
 
 
 def compare(name: str, tables: Path, new: list[Row]) -> list[Finding]:
     """Check the fresh rows of a run against the committed ones."""
-    old = common.read_csv(tables / f"{name}.csv", (), RUNS[name].place)
+    old = csv_tables.read_csv(tables / f"{name}.csv", (), RUNS[name].place)
     places = {tuple(row[column] for column in RUNS[name].place): row for row in old}
     rows = [(places.get(tuple(r[column] for column in RUNS[name].place)), r) for r in new]
     both = [(before, after) for before, after in rows if before]

@@ -16,7 +16,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from report import result_tables
 from report.result_tables import Rows
-from support import common, gap_plots, plots
+from support import common, csv_tables, gap_plots, plots
 
 from meco_jax import figures
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
 def draw(name: str, folder: Path) -> Figure:
     """Draw one figure from the csv in a folder."""
     tables, function = FIGURES[name]
-    return function(*(common.read_csv(folder / f"{table}.csv") for table in tables))
+    return function(*(csv_tables.read_csv(folder / f"{table}.csv") for table in tables))
 
 
 def scale(rows: Rows) -> Figure:

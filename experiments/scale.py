@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 from report.result_tables import slope
-from support import common, plots
+from support import common, csv_tables, list_flags, plots, progress_bar
 
 from meco_jax import System, figures, sample_channels, solve, table1
 from meco_jax.system import check_system
@@ -41,9 +41,9 @@ flags.DEFINE_integer("seed", 0, "seed of tasks and channels", lower_bound=0)
 def main(argv: list[str]) -> None:
     """Measure one jitted stage, K by K."""
     common.begin(argv)
-    devices = sorted(common.integers("num_devices", low=1))
+    devices = sorted(list_flags.integers("num_devices", low=1))
     folder, rows = common.prepare(), []
-    with common.Bar(len(devices)) as bar:
+    with progress_bar.Bar(len(devices)) as bar:
         for num_devices in devices:
             rows.append(measure(num_devices))
             bar.advance(1, f"K = {num_devices}")
@@ -92,7 +92,7 @@ def one_stage(h: jax.Array, system: System) -> Any:
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write the table and the figure."""
-    common.write_csv(folder / "results.csv", rows)
+    csv_tables.write_csv(folder / "results.csv", rows)
     figures.save_figure(plots.scale_figure(rows, slope(rows)), folder / "scale")
 
 

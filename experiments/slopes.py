@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 from report import result_tables
 from report.result_values import by
-from support import common, trainings
+from support import common, csv_tables, trainings
 
 FLAGS = flags.FLAGS
 common.define_flags()
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     if len(set(methods)) < len(methods):
         common.stop(f"--runs must have settings of their own; got {', '.join(methods)}")
     folder = common.prepare()
-    common.write_csv(folder / "slopes.csv", rows)
+    csv_tables.write_csv(folder / "slopes.csv", rows)
     common.write_run(folder / "run.json")
     result_tables.show(result_tables.slopes(rows))
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from support import common, trainings
+from support import common, csv_tables, trainings
 
 from meco_jax import make_grid, pad_devices, sample_channels, solve, table1, train, train_grid
 from meco_jax.batching import DEVICE_MULTIPLE
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     common.begin(argv)
     folder = common.prepare()
     rows = training_rows() + solving_rows() + stage_rows()
-    common.write_csv(folder / "speed.csv", rows)
+    csv_tables.write_csv(folder / "speed.csv", rows)
     common.write_run(folder / "run.json")
     for row in rows:
         print(f"{row['what']:<28}{row['value']:12.4g} {row['unit']}")

@@ -9,7 +9,7 @@ Writes results.csv, figure5.png/.pdf, training.png/.pdf, the policies and run.js
 from __future__ import annotations
 
 from absl import flags
-from support import common, trainings
+from support import common, list_flags, trainings
 
 FLAGS = flags.FLAGS
 common.define_flags()
@@ -28,7 +28,7 @@ flags.DEFINE_list(
 def main(argv: list[str]) -> None:
     """Train all lanes in one program, or draw again what is there."""
     common.begin(argv)
-    axes = {"num_devices": [FLAGS.num_devices], "slot": common.numbers("slots", above=0)}
+    axes = {"num_devices": [FLAGS.num_devices], "slot": list_flags.numbers("slots", above=0)}
     trainings.sweep_energy(axes, "slot", "figure5")
 
 

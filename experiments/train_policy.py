@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from support import common, gap_plots
+from support import common, csv_tables, gap_plots, progress_bar
 
 from meco_jax import PolicyConfig, figures, save_policy, train_policy
 from meco_jax.learned.estimators import GRADIENTS
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     config = read_config()
     folder = common.prepare(resumes=True)
     print(f"training on {jax.devices()[0]}", flush=True)
-    with common.Bar(config.epochs) as bar:
+    with progress_bar.Bar(config.epochs) as bar:
         seen = 0
 
         def report(step: int, metrics: dict[str, np.ndarray]) -> None:
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
         {name: float(values[i]) for name, values in history.items()}
         for i in range(len(history["step"]))
     ]
-    common.write_csv(folder / "history.csv", rows)
+    csv_tables.write_csv(folder / "history.csv", rows)
     gaps = {"best prefix of the ranking over the lower bound": history["gap"]}
     panel = gap_plots.GapPanel(
         "step [-]", history["step"], gaps, ylabel="mean gap to the lower bound [%]"

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from cases import ROOT, TINY, flip, inside, one_line, quick_environment, read_results, run
-from support import common, trainings
+from support import csv_tables, trainings
 
 from meco_jax import load_policy, sample_channels, solve, table1
 from meco_jax.runtime.checkpoints import is_whole
@@ -398,7 +398,7 @@ def test_slopes_compares_finished_runs(finished, tmp_path):
     out = f"--output_dir={tmp_path / 'out'}"
     result = inside(f"--runs={tmp_path}/zero,{tmp_path}/teacher", out, script="slopes")
     assert result.returncode == 0, result.stderr
-    zero, teacher = common.read_csv(tmp_path / "out" / "slopes.csv")
+    zero, teacher = csv_tables.read_csv(tmp_path / "out" / "slopes.csv")
     assert (zero.pop("method"), teacher.pop("method")) == ("zero", "teacher")
     assert zero == teacher
     energy = {name: [float(line.split(",")[4]) for line in rows if f",{name}," in line]

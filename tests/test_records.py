@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import ROOT, TINY, fresh_flags, inside, one_line
-from support import common, gap_plots, plots, records, trainings
+from support import common, csv_tables, gap_plots, plots, records, trainings
 
 from meco_jax import TrainConfig, figures, make_grid
 from meco_jax.learned.training import PolicyConfig, check_policy_config
@@ -154,8 +154,8 @@ def test_json_is_read_by_all():
 
 def test_infinite_energies_go_through_a_table(tmp_path):
     rows = [{"scheme": "bcos", "energy_mean_j": x} for x in (np.inf, -np.inf, np.nan, 0.1)]
-    common.write_csv(tmp_path / "a.csv", rows)
-    read = [row["energy_mean_j"] for row in common.read_csv(tmp_path / "a.csv")]
+    csv_tables.write_csv(tmp_path / "a.csv", rows)
+    read = [row["energy_mean_j"] for row in csv_tables.read_csv(tmp_path / "a.csv")]
     np.testing.assert_array_equal(read, [row["energy_mean_j"] for row in rows])
 
 
@@ -328,7 +328,7 @@ def test_other_programs_may_add_what_changes_nothing(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     (tmp_path / "b.csv").write_text(good)
     columns = "num_devices", "scheme", "energy_mean_j"
-    first, second = (common.read_csv(tmp_path / f"{name}.csv", columns) for name in "ab")
+    first, second = (csv_tables.read_csv(tmp_path / f"{name}.csv", columns) for name in "ab")
     assert first == second
     assert list(first[0]) == list(columns)
 

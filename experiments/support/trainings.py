@@ -31,7 +31,7 @@ from meco_jax.paper.training import check_config
 from meco_jax.runtime.checkpoints import OtherRunError
 from meco_jax.runtime.loop import History
 from meco_jax.solver import Scheme
-from support import common, own, plots
+from support import common, csv_tables, list_flags, own, plots, progress_bar
 
 FLAGS = flags.FLAGS
 SHORT = {"num_devices": "k", "slot": "t"}  # in file names, and large in figures
@@ -109,7 +109,7 @@ def train_configs() -> dict[str, TrainConfig]:
     names = ("num_channels", "batch_size", "epochs", "final_learning_rate", "multiplier",
              "slope", "share_resources", "input_scaling")  # fmt: skip
     shared: dict[str, Any] = {name: FLAGS[name].value for name in names}
-    shared |= {"hidden": tuple(common.integers("hidden", low=1, different=False))}
+    shared |= {"hidden": tuple(list_flags.integers("hidden", low=1, different=False))}
     configs = {}
     for scheme, prefix in PREFIX.items():
         own: dict[str, Any] = {name: FLAGS[f"{prefix}{name}"].value for name in OWN}
@@ -151,7 +151,7 @@ def run(
     connect()
     configs = train_configs()
     try:
-        seeds = common.integers("seeds", low=0)
+        seeds = list_flags.integers("seeds", low=0)
         lanes = make_grid({**axes, "seed": seeds, **own.axes()}, own.system())
     except ValueError as error:
         common.stop(common.as_flags(error))
@@ -163,7 +163,7 @@ def run(
         return
     results = Results(lanes, summarise(outcomes, lanes), outcomes, histories)
     common.write_run(folder / "run.json", finished=False)  # of what is written now
-    common.write_csv(folder / "results.csv", results.rows)
+    csv_tables.write_csv(folder / "results.csv", results.rows)
     if write:
         write(folder, results)
     draw(folder)
@@ -199,7 +199,7 @@ def train_and_evaluate(
     print(f"training {number} lanes on {jax.device_count()} x {jax.devices()[0]}", flush=True)
     policies, histories = {}, {}
     total = sum(WORK[scheme] * config.epochs for scheme, config in configs.items())
-    with common.Bar(total) as bar:
+    with progress_bar.Bar(total) as bar:
         for scheme, config in configs.items():
             show = Show(bar, scheme, config, number, folder)
             place = folder / "checkpoints" / scheme
@@ -225,7 +225,7 @@ class Show:
     """Reports the chunks of one training on the bar."""
 
     def __init__(
-        self, bar: common.Bar, scheme: str, config: TrainConfig, lanes: int, folder: Path
+        self, bar: progress_bar.Bar, scheme: str, config: TrainConfig, lanes: int, folder: Path
     ) -> None:
         self._bar, self._scheme, self._lanes, self._folder = bar, scheme, lanes, folder
         self._role = "student" if scheme == "bcos" else "teacher"
@@ -289,7 +289,7 @@ def read_results(
         scheme: schemes that must be there.
     """
     path, place = folder / "results.csv", ("num_devices", "slot", "seed", "scheme")
-    rows = common.read_csv(path, (*place, *columns), place, whole=True, scheme=scheme)
+    rows = csv_tables.read_csv(path, (*place, *columns), place, whole=True, scheme=scheme)
     for name in fixed:
         values = sorted({row[name] for row in rows})
         if len(values) > 1:
