@@ -25,7 +25,6 @@ from meco_jax.exact.search import search
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_list("num_devices", ["4", "8", "14", "20"], "the K; 4:8:2 is 4,6,8")
 flags.DEFINE_list("log_bases", ["2", "e", "10"], "bases of the logarithm in (3)")
 flags.DEFINE_list("slots", ["0.3", "0.5", "1.0"], "slot lengths T [s]")

@@ -23,11 +23,7 @@ from meco_jax import TrainConfig
 from meco_jax.paper.training import check_config
 
 FLAGS = flags.FLAGS
-common.define_flags()
 trainings.define_sweep_flags()
-trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_list("num_devices", ["14", "20"], "K, comma separated; 4:8:2 is 4,6,8")
 flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
 flags.DEFINE_list("multiplier_steps", ["0.2", "5", "50"], "alpha of both, comma separated")

@@ -28,7 +28,6 @@ from meco_jax.runtime.checkpoints import is_whole
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_list("scripts", ["sweep_k", "train_policy"], "the scripts to kill")
 flags.DEFINE_integer("runs", 5, "runs of each to kill", lower_bound=1)
 flags.DEFINE_integer("kills", 2, "kills of each run", lower_bound=1)

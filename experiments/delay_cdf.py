@@ -19,11 +19,7 @@ from support import common, csv_tables, trainings
 from meco_jax import figures
 
 FLAGS = flags.FLAGS
-common.define_flags()
 trainings.define_sweep_flags()
-trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_integer("num_devices", 14, "K", lower_bound=1)
 flags.DEFINE_float("slot", 1.0, "slot length T [s]", lower_bound=1e-6)
 PROBABILITIES = np.linspace(0, 1, 501)

@@ -49,7 +49,6 @@ PANELS: dict[str, tuple[float, ...]] = {  # of beyond.csv
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_string("policy", None, "file of a general policy; the shipped one by default")
 flags.DEFINE_list(
     "num_devices", ["4", "8", "14", "20", "40", "60"], "the K of gaps.csv; 4:8:2 is 4,6,8"

@@ -53,8 +53,6 @@ from meco_jax.runtime.policies import shipped
 FLAGS = flags.FLAGS
 common.define_flags()
 trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_list("num_devices", ["14", "20"], "the K to compare at, a panel each; 4:8:2 is 4,6,8")
 flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
 flags.DEFINE_float("log_base", 2.0, "base of the logarithm in (3)", lower_bound=1.001)

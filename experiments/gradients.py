@@ -45,7 +45,6 @@ from meco_jax.runtime.atomic import json_text, write_atomically
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_list("estimators", list(GRADIENTS), "the gradient estimators to compare")
 flags.DEFINE_alias("ways", "estimators")  # deprecated
 flags.DEFINE_list("num_devices", ["8", "14", "20"], "K of the channels; 4:8:2 is 4,6,8")

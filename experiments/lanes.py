@@ -28,8 +28,6 @@ from meco_jax.paper.training import check_config
 FLAGS = flags.FLAGS
 common.define_flags()
 trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_list("lanes", [str(n) for n in (1, 2, 4, 8, 16, 32, 64, 126)], "numbers of lanes")
 flags.DEFINE_integer("num_devices", 14, "K of these lanes", lower_bound=1)
 flags.DEFINE_list("ratio_devices", ["10", "12", "14"], "K of one call against many")

@@ -17,11 +17,7 @@ from support import common, list_flags, plots, trainings
 from meco_jax import figures
 
 FLAGS = flags.FLAGS
-common.define_flags()
 trainings.define_sweep_flags()
-trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_list(
     "num_devices", [str(k) for k in range(4, 21, 2)], "the K of the plane; 4:8:2 is 4,6,8"
 )

@@ -25,7 +25,6 @@ from meco_jax.solver import Method
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_integer("channels", 4000, "channels, each with its own system", lower_bound=2)
 flags.DEFINE_integer("num_devices", 24, "most devices of a system", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "of the systems", lower_bound=0)

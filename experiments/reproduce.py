@@ -66,7 +66,6 @@ PARTS = ("documents", *RUNS)
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(paper_claims)
 flags.DEFINE_multi_enum("only", list(PARTS), list(PARTS), "what to check; may be given again")
 

@@ -25,7 +25,6 @@ from meco_jax.system import check_system
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_list(
     "num_devices", [str(k) for k in (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)], "the K"
 )  # fmt: skip

@@ -19,7 +19,6 @@ from support import common, csv_tables, trainings
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_list("runs", None, "folders of runs of sweep_k.py", required=True)
 
 

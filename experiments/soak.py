@@ -28,7 +28,6 @@ from meco_jax import Solution, System, batching, figures, sample_channels, solve
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_float("seconds", 600.0, "how long", lower_bound=1.0)
 flags.DEFINE_integer("threads", 4, "callers", lower_bound=1)
 flags.DEFINE_integer("cases", 60, "different batches per method", lower_bound=1)

@@ -29,8 +29,6 @@ from meco_jax.system import check_system, forced
 FLAGS = flags.FLAGS
 common.define_flags()
 trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_integer("num_devices", 20, "K", lower_bound=1)
 flags.DEFINE_integer("lanes", 4, "lanes trained together", lower_bound=1)
 flags.DEFINE_integer("repeats", 3, "timed repetitions, the fastest counts", lower_bound=1)

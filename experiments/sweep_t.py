@@ -12,11 +12,7 @@ from absl import flags
 from support import common, list_flags, trainings
 
 FLAGS = flags.FLAGS
-common.define_flags()
 trainings.define_sweep_flags()
-trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_integer("num_devices", 14, "K", lower_bound=1)
 flags.DEFINE_list(
     "slots",

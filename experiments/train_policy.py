@@ -26,7 +26,6 @@ from meco_jax.learned.training import check_policy_config
 FLAGS = flags.FLAGS
 DEFAULT = PolicyConfig()
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_integer("seed", 0, "of the network and of the systems", lower_bound=0)
 flags.DEFINE_integer("epochs", DEFAULT.epochs, "of 100 steps each", lower_bound=1)
 flags.DEFINE_float("learning_rate", DEFAULT.learning_rate, "Adam's at the start", lower_bound=0)

@@ -26,6 +26,7 @@ from support.records import seconds as seconds
 from support.records import write_run as write_run
 
 FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # what is defined here is the calling script's
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_FOLDER = (errno.EEXIST, errno.ENOTDIR)
 MOST = 2**31 - 1  # of an integer: seeds beyond int32 would become others

@@ -34,6 +34,7 @@ from meco_jax.solver import Scheme
 from support import common, csv_tables, list_flags, own, plots, progress_bar
 
 FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # what is defined here is the calling script's
 SHORT = {"num_devices": "k", "slot": "t"}  # in file names, and large in figures
 MOST_LINES = 20  # that a training figure can hold
 WORK = {"bcos": 2, "pcos": 1}  # BCOS trains a teacher and a student
@@ -47,9 +48,10 @@ OWN = {  # settings that the two trainings have apart
 
 
 def define_sweep_flags() -> None:
-    """Define what every sweep of trainings has: seeds, test channels, lanes, what is your own."""
+    """Define what every sweep has: common and training flags, seeds, lanes, what is your own."""
+    common.define_flags()
     own.define_flags()
-    flags.adopt_module_key_flags(own)
+    define_training_flags()
     flags.DEFINE_list("seeds", ["0"], "task seeds, comma separated; one training each and scheme")
     flags.DEFINE_bool("plot_only", False, "train nothing, draw again from --output_dir's csv")
     flags.DEFINE_integer("test_channels", 2000, "fresh channels to evaluate on", lower_bound=2)
@@ -73,7 +75,7 @@ def define_training_flags() -> None:
     default = check_config(TrainConfig())
     pcos = check_config(TrainConfig(scheme="pcos"))
     flags.DEFINE_integer("num_channels", default.num_channels, "training channels", lower_bound=1)
-    flags.DEFINE_integer("batch_size", default.batch_size, "channels a minibatch", lower_bound=1)
+    flags.DEFINE_integer("batch_size", default.batch_size, "channels per minibatch", lower_bound=1)
     flags.DEFINE_integer(
         "epochs", default.epochs, "passes over the training channels", lower_bound=1
     )
@@ -84,7 +86,7 @@ def define_training_flags() -> None:
     )  # fmt: skip
     flags.DEFINE_float(
         "multiplier", default.multiplier,
-        "lambda at the start, in mean local energies a slot", lower_bound=0,
+        "lambda at the start, in mean local energies per slot", lower_bound=0,
     )  # fmt: skip
     for prefix, scheme, config in (("", "BCOS", default), ("pcos_", "learned PCOS", pcos)):
         for name, meaning in OWN.items():

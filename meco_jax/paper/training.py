@@ -39,7 +39,7 @@ class TrainConfig(struct.PyTreeNode):
     final_learning_rate: float = 0.02  # of the start, reached by a cosine [-]
     frozen_after: ByScheme = None  # part of the training after which batch statistics rest [-]
     multiplier: float = 5.0  # lambda_A and lambda_B at the start [local powers]
-    multiplier_step: ByScheme = None  # alpha of (21), rise a slot of violation [local powers]
+    multiplier_step: ByScheme = None  # alpha of (21), rise per slot of violation [local powers]
     margin: float | None = None  # part of each slot time that the penalty asks to leave free [-]
     slope: str = struct.field(pytree_node=False, default="teacher")  # of ``SLOPES``, backward
     scheme: Literal["bcos", "pcos"] = struct.field(pytree_node=False, default="bcos")
