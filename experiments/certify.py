@@ -17,20 +17,18 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from support import common
+from support import common, csv_tables, list_flags, progress_bar
 
-from meco_jax import Solution, System, sample_channels, solve
+from meco_jax import Solution, System, sample_channels, solve, table1
 from meco_jax.exact.allocation import allocate
 from meco_jax.exact.search import search
-from meco_jax.system import table1
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_list("num_devices", ["4", "8", "14", "20"], "the K; 4:8:2 is 4,6,8")
 flags.DEFINE_list("log_bases", ["2", "e", "10"], "bases of the logarithm in (3)")
 flags.DEFINE_list("slots", ["0.3", "0.5", "1.0"], "slot lengths T [s]")
-flags.DEFINE_integer("channels", 2000, "channels a row, each with its own tasks", lower_bound=1)
+flags.DEFINE_integer("channels", 2000, "channels per row, each with its own tasks", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "seed of tasks and channels", lower_bound=0)
 flags.DEFINE_float(
     "tolerance", 1e-4, "proven gap, 1 - lower bound / energy, to reach", lower_bound=1e-6
@@ -41,17 +39,17 @@ flags.DEFINE_float("exactness", 1e-6, "tolerance of the exact search", lower_bou
 def main(argv: list[str]) -> None:
     """Certify, row by row; every finished row is in the csv at once."""
     common.begin(argv)
-    devices = common.integers("num_devices", low=1)
+    devices = list_flags.integers("num_devices", low=1)
     bases, slots = (
-        common.numbers(name, above=low) for name, low in (("log_bases", 1), ("slots", 0))
+        list_flags.numbers(name, above=low) for name, low in (("log_bases", 1), ("slots", 0))
     )
     cases = list(itertools.product(devices, bases, slots))
     folder, rows = common.prepare(), []
-    with common.Bar(len(cases)) as bar:
+    with progress_bar.Bar(len(cases)) as bar:
         for num_devices, base, slot in cases:
             rows.append(certify(draw(num_devices, base, slot)))
             bar.advance(1, f"K = {num_devices}, b = {base:g}, T = {slot:g} s")
-            common.write_csv(folder / "results.csv", rows)
+            csv_tables.write_csv(folder / "results.csv", rows)
             common.write_run(folder / "run.json", finished=False)
     common.write_run(folder / "run.json")
     report(rows)

@@ -17,17 +17,13 @@ from typing import Any
 import numpy as np
 from absl import flags
 from report import result_tables
-from support import common, trainings
+from support import common, csv_tables, list_flags, trainings
 
 from meco_jax import TrainConfig
 from meco_jax.paper.training import check_config
 
 FLAGS = flags.FLAGS
-common.define_flags()
 trainings.define_sweep_flags()
-trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_list("num_devices", ["14", "20"], "K, comma separated; 4:8:2 is 4,6,8")
 flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
 flags.DEFINE_list("multiplier_steps", ["0.2", "5", "50"], "alpha of both, comma separated")
@@ -40,10 +36,10 @@ def main(argv: list[str]) -> None:
     """Train and judge every setting."""
     common.begin(argv)
     axes = {
-        "num_devices": common.integers("num_devices", low=1),
+        "num_devices": list_flags.integers("num_devices", low=1),
         "slot": [FLAGS.slot],
-        "multiplier_step": common.numbers("multiplier_steps", above=0),
-        "margin": common.numbers("margins", above=-math.inf),
+        "multiplier_step": list_flags.numbers("multiplier_steps", above=0),
+        "margin": list_flags.numbers("margins", above=-math.inf),
     }
     try:
         for margin in axes["margin"]:
@@ -55,7 +51,7 @@ def main(argv: list[str]) -> None:
 
 def write(folder: Path, results: trainings.Results) -> None:
     """Write constraints.csv."""
-    common.write_csv(folder / "constraints.csv", judge(results))
+    csv_tables.write_csv(folder / "constraints.csv", judge(results))
 
 
 def judge(results: trainings.Results) -> list[dict[str, Any]]:
@@ -93,7 +89,7 @@ def draw(folder: Path) -> None:
     """Print the table."""
     place = "num_devices", "slot", "multiplier_step", "margin", "seed", "scheme"
     numbers = "kept", "kept_realised", "gap_mean", "gap_mean_kept"
-    rows = common.read_csv(folder / "constraints.csv", (*place, *numbers), place, whole=True)
+    rows = csv_tables.read_csv(folder / "constraints.csv", (*place, *numbers), place, whole=True)
     result_tables.show(result_tables.constraints(rows))
 
 

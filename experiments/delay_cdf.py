@@ -11,19 +11,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import claims
 import numpy as np
+import paper_claims
 from absl import flags
-from support import common, trainings
+from support import common, csv_tables, trainings
 
 from meco_jax import figures
 
 FLAGS = flags.FLAGS
-common.define_flags()
 trainings.define_sweep_flags()
-trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_integer("num_devices", 14, "K", lower_bound=1)
 flags.DEFINE_float("slot", 1.0, "slot length T [s]", lower_bound=1e-6)
 PROBABILITIES = np.linspace(0, 1, 501)
@@ -37,7 +33,7 @@ def main(argv: list[str]) -> None:
 
 def write(folder: Path, results: trainings.Results) -> None:
     """Write the quantiles."""
-    common.write_csv(folder / "cdf.csv", quantiles(results))
+    csv_tables.write_csv(folder / "cdf.csv", quantiles(results))
 
 
 def quantiles(results: trainings.Results) -> list[dict[str, Any]]:
@@ -57,15 +53,15 @@ def quantiles(results: trainings.Results) -> list[dict[str, Any]]:
 def draw(folder: Path) -> None:
     """Draw Figure 6 from cdf.csv and results.csv."""
     place = "scheme", "probability"
-    rows = common.read_csv(folder / "cdf.csv", (*place, "sending_time_s"), place, whole=True)
+    rows = csv_tables.read_csv(folder / "cdf.csv", (*place, "sending_time_s"), place, whole=True)
     summary = trainings.read_results(
         folder, "deadline_met_fraction", "feasible_fraction", fixed=("num_devices", "slot"),
         scheme=list(dict.fromkeys(row["scheme"] for row in rows)),
     )  # fmt: skip
     figures.save_figure(figures.delay_figure(rows, summary), folder / "figure6")
-    kept = claims.means(summary, "slot", "feasible_fraction")
+    kept = paper_claims.means(summary, "slot", "feasible_fraction")
     print(f"{'scheme':<19}beyond the deadline  breaks C1-C5")
-    on_time = claims.means(summary, "slot", "deadline_met_fraction")
+    on_time = paper_claims.means(summary, "slot", "deadline_met_fraction")
     for scheme in dict.fromkeys(row["scheme"] for row in rows):
         late, broken = (100 * (1 - float(share[0])) for share in (on_time[scheme], kept[scheme]))
         print(f"{scheme:<19}{late:17.2f} %{broken:12.2f} %")

@@ -20,12 +20,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import result_figures
 from absl import flags
 from report import result_tables
-from support import common
+from support import common, csv_tables, gap_plots, list_flags, progress_bar
 
-from meco_jax import GeneralPolicy, System, figures, load_policy, pretrained, solve
+from meco_jax import (
+    GeneralPolicy,
+    System,
+    figures,
+    load_policy,
+    pretrained,
+    sample_channels,
+    solve,
+    table1,
+)
 from meco_jax import system as sy
 from meco_jax.exact.uplink import FIT_TOLERANCE
 from meco_jax.learned.policy import init_params
@@ -41,15 +49,14 @@ PANELS: dict[str, tuple[float, ...]] = {  # of beyond.csv
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_string("policy", None, "file of a general policy; the shipped one by default")
 flags.DEFINE_list(
     "num_devices", ["4", "8", "14", "20", "40", "60"], "the K of gaps.csv; 4:8:2 is 4,6,8"
 )
 flags.DEFINE_list("log_bases", ["2", "e", "10"], "bases of the logarithm in (3)")
 flags.DEFINE_list("slots", ["0.3", "0.5", "1.0"], "slot lengths T [s]")
-flags.DEFINE_integer("channels", 2000, "channels a row, each with its own tasks", lower_bound=2)
-flags.DEFINE_integer("beyond_channels", 500, "channels a point of the figures", lower_bound=2)
+flags.DEFINE_integer("channels", 2000, "channels per row, each with its own tasks", lower_bound=2)
+flags.DEFINE_integer("beyond_channels", 500, "channels per point of the figures", lower_bound=2)
 flags.DEFINE_list("efforts", ["0", "4", "6"], "efforts to compare")
 flags.DEFINE_multi_enum("panels", list(PANELS), list(PANELS), "what to take beyond the training")
 flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's csv")
@@ -64,10 +71,10 @@ CSI_DEVICES = 14
 def main(argv: list[str]) -> None:
     """Evaluate, or draw again what is there."""
     common.begin(argv)
-    efforts, folder = common.integers("efforts", low=0), Path(FLAGS.output_dir)
+    efforts, folder = list_flags.integers("efforts", low=0), Path(FLAGS.output_dir)
     tables = read(folder) if FLAGS.plot_only else evaluate(efforts)
-    figures.save_figure(result_figures.beyond(tables["beyond"]), folder / "beyond")
-    figures.save_figure(result_figures.csi(tables["csi"]), folder / "csi")
+    figures.save_figure(gap_plots.beyond_figure(tables["beyond"]), folder / "beyond")
+    figures.save_figure(gap_plots.csi_figure(tables["csi"]), folder / "csi")
     if not FLAGS.plot_only:
         common.write_run(folder / "run.json")
         print(f"wrote {folder} in {common.seconds():.0f} s")
@@ -85,18 +92,18 @@ def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
     for name, (place, more) in wanted.items():
         gaps = ("no_network_gap_mean", "no_network_gap_worst") if name != "csi" else ()
         path = folder / f"{name}.csv"
-        common.read_csv(path, (*place, *more, *gaps), place, whole=name == "csi")
-        tables[name] = common.read_csv(path)  # the gaps of any efforts too
+        csv_tables.read_csv(path, (*place, *more, *gaps), place, whole=name == "csi")
+        tables[name] = csv_tables.read_csv(path)  # the gaps of any efforts too
         means = [column for column in tables[name][0] if column.endswith("_gap_mean")]
-        common.read_csv(path, [column.replace("_mean", "_worst") for column in means])
+        csv_tables.read_csv(path, [column.replace("_mean", "_worst") for column in means])
     return tables
 
 
 def evaluate(efforts: list[int]) -> dict[str, list[dict[str, Any]]]:
     """Find all tables; every finished row is in the csv at once."""
-    devices = common.integers("num_devices", low=1)
+    devices = list_flags.integers("num_devices", low=1)
     bases, slots = (
-        common.numbers(name, above=low) for name, low in (("log_bases", 1), ("slots", 0))
+        list_flags.numbers(name, above=low) for name, low in (("log_bases", 1), ("slots", 0))
     )
     try:
         policy = load_policy(FLAGS.policy) if FLAGS.policy else pretrained()
@@ -108,11 +115,11 @@ def evaluate(efforts: list[int]) -> dict[str, list[dict[str, Any]]]:
     cases = list(itertools.product(devices, bases, slots))
     points = sum(len(PANELS[name]) for name in FLAGS.panels)
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
-    with common.Bar(len(cases) + points + len(ERRORS)) as bar:
+    with progress_bar.Bar(len(cases) + points + len(ERRORS)) as bar:
         for name, row in rows(policy, cases, efforts):
             tables[name].append(row)
             bar.advance(1 if name != "csi" else 1 / len(BACKOFFS), name)
-            common.write_csv(folder / f"{name}.csv", tables[name])
+            csv_tables.write_csv(folder / f"{name}.csv", tables[name])
             common.write_run(folder / "run.json", finished=False)
     return tables
 
@@ -137,10 +144,10 @@ def rows(
 def draw_cases(number: int, num_devices: int, fields: dict[str, float]) -> tuple[System, jax.Array]:
     """Draw channels ``[N, K]`` and the Table 1 tasks of each, fields ``[N, ...]``."""
     seeds = FLAGS.seed + np.arange(number)
-    system = jax.vmap(lambda seed: sy.table1(num_devices, seed=seed))(seeds)
+    system = jax.vmap(lambda seed: table1(num_devices, seed=seed))(seeds)
     system = system.replace(**{name: np.full(number, x) for name, x in fields.items()})
     one = jax.tree.map(lambda leaf: leaf[0], system)
-    return system, sy.sample_channels(jax.random.key(FLAGS.seed), one, number)
+    return system, sample_channels(jax.random.key(FLAGS.seed), one, number)
 
 
 def beyond(name: str, value: float) -> tuple[System, jax.Array]:
@@ -217,7 +224,7 @@ def _pay(
 
 
 def report(gaps: list[dict[str, Any]]) -> None:
-    """Print the table as RESULTS.md has it: a row a K, the means over its rows and the worst."""
+    """Print the table as RESULTS.md has it: a row per K, the means over its rows and the worst."""
     result_tables.show(result_tables.policy(gaps))
     print(f"feasible for one of policy and optimum alone: {sum(row['missed'] for row in gaps)}")
 

@@ -1,4 +1,4 @@
-"""Gap to the optimum against speed: every way to solve P1, on the same channels in one run.
+"""Gap to the optimum against speed: every method for P1, on the same channels in one run.
 
 A gap is energy / optimum - 1 of a channel; of methods that break C1-C5, of the answers that keep
 them, and feasible_fraction says how many these are.
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from support import common, rivals, trainings
+from support import common, csv_tables, external_solvers, list_flags, plots, progress_bar, trainings
 
 from meco_jax import (
     Policy,
@@ -33,6 +33,7 @@ from meco_jax import (
     figures,
     sample_channels,
     solve,
+    table1,
     train,
 )
 from meco_jax import system as sy
@@ -48,19 +49,16 @@ from meco_jax.exact.schemes import repair
 from meco_jax.exact.search import search
 from meco_jax.exact.uplink import Uplink, make_uplink, priced_cost
 from meco_jax.runtime.policies import shipped
-from meco_jax.system import table1
 
 FLAGS = flags.FLAGS
 common.define_flags()
 trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_list("num_devices", ["14", "20"], "the K to compare at, a panel each; 4:8:2 is 4,6,8")
 flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
 flags.DEFINE_float("log_base", 2.0, "base of the logarithm in (3)", lower_bound=1.001)
 flags.DEFINE_integer("seed", 0, "task seed", lower_bound=0)
 flags.DEFINE_integer("channels", 1024, "feasible channels, one batch", lower_bound=2)
-flags.DEFINE_integer("repeats", 5, "timed batches a method, the fastest counts", lower_bound=1)
+flags.DEFINE_integer("repeats", 5, "timed batches per method, the fastest counts", lower_bound=1)
 flags.DEFINE_integer("latency_calls", 300, "timed calls of one channel", lower_bound=2)
 flags.DEFINE_integer("slow_channels", 64, "the first of them go to host and public solvers",
                      lower_bound=2)  # fmt: skip
@@ -85,7 +83,7 @@ Solver = Callable[[int], tuple[float | None, np.ndarray | None]]
 
 
 class Method(NamedTuple):
-    """A way to solve P1."""
+    """A method for P1."""
 
     name: str
     family: str  # its colour in the figure
@@ -99,23 +97,23 @@ def main(argv: list[str]) -> None:
     if FLAGS.plot_only:
         numbers = "gap_mean", "gap_worst", "feasible_fraction", "channels_per_second"
         place = "num_devices", "method"
-        rows = common.read_csv(folder / "results.csv", (*place, "family", *numbers), place)
+        rows = csv_tables.read_csv(folder / "results.csv", (*place, "family", *numbers), place)
         draw(folder, rows)
         return
-    devices = common.integers("num_devices", low=1)
+    devices = list_flags.integers("num_devices", low=1)
     known = [*(method.name for method in fast_methods(table1(1), None)), *SLOW]
     if not set(FLAGS.method) <= set(known):
         common.stop(f"--method must be among {'; '.join(known)}; got {'; '.join(FLAGS.method)}")
     config = trainings.train_configs()["bcos"]
     folder, rows = common.prepare(), []
-    with common.Bar(len(devices)) as bar:
+    with progress_bar.Bar(len(devices)) as bar:
         for num_devices in devices:
             system = table1(num_devices, FLAGS.slot, FLAGS.seed)
             system = system.replace(log_base=FLAGS.log_base)
             bar.advance(0, f"K = {num_devices}: training BCOS")
             policy, _ = train(system, key=jax.random.key(FLAGS.seed), config=config)
             rows += compare(system, policy, partial(announce, bar, num_devices))
-            common.write_csv(folder / "results.csv", rows)
+            csv_tables.write_csv(folder / "results.csv", rows)
             draw(folder, rows)
             common.write_run(folder / "run.json", finished=False)
     common.write_run(folder / "run.json")
@@ -123,7 +121,7 @@ def main(argv: list[str]) -> None:
     print(f"wrote {folder} in {common.seconds():.0f} s")
 
 
-def announce(bar: common.Bar, num_devices: int, part: float, what: str) -> None:
+def announce(bar: progress_bar.Bar, num_devices: int, part: float, what: str) -> None:
     """Show what is running."""
     bar.advance(part, f"K = {num_devices}: {what}")
 
@@ -243,7 +241,7 @@ def latencies(method: Method, h: np.ndarray) -> tuple[float, list[float]]:
 def slow_methods(
     system: System, h: np.ndarray
 ) -> Iterator[tuple[Method, list[float], list[np.ndarray]]]:
-    """Solve channel by channel on the host: method, seconds a channel, decisions."""
+    """Solve channel by channel on the host: method, seconds per channel, decisions."""
     judge = jax.jit(partial(map_channels, allocate))
     for name, family, one, number in solvers(system, h):
         if name not in (FLAGS.method or SLOW):
@@ -264,12 +262,12 @@ def slow_methods(
 def solvers(system: System, h: np.ndarray) -> Iterator[tuple[str, str, Solver, int]]:
     """Name the solvers that are installed, with their families and numbers of channels."""
     yield SLOW[0], "host", on_host(system, h), len(h)
-    instances = [rivals.instance(system, row) for row in h]
+    instances = [external_solvers.instance(system, row) for row in h]
     if importlib.util.find_spec("cvxpy"):
         yield SLOW[1], "public", by_clarabel(instances), len(h)
     else:
         print("CVXPY is not installed (pip install '.[bench]'): left out", flush=True)
-    if rivals.has_scip():
+    if external_solvers.has_scip():
         few = min(FLAGS.nonlinear_channels, len(h))
         for name, nonlinear, number in ((SLOW[2], False, len(h)), (SLOW[3], True, few)):
             if number:
@@ -294,7 +292,7 @@ def on_host(system: System, h: np.ndarray) -> Solver:
 
 def by_clarabel(instances: list[Any]) -> Solver:
     """Branch and bound with Clarabel; a channel on which it fails counts as left local."""
-    clarabel = rivals.Clarabel(len(instances[0].load))
+    clarabel = external_solvers.Clarabel(len(instances[0].load))
 
     def one(index: int) -> tuple[None, np.ndarray | None]:
         try:
@@ -308,7 +306,7 @@ def by_clarabel(instances: list[Any]) -> Solver:
 
 def by_scip(instances: list[Any], nonlinear: bool) -> Solver:
     """Solve with SCIP, within its time limit."""
-    return lambda i: rivals.scip(instances[i], FLAGS.tolerance, FLAGS.seconds, nonlinear)
+    return lambda i: external_solvers.scip(instances[i], FLAGS.tolerance, FLAGS.seconds, nonlinear)
 
 
 def row(
@@ -342,7 +340,7 @@ def row(
 
 def draw(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Draw the figure from the rows of results.csv."""
-    figures.save_figure(figures.frontier_figure(rows), folder / "frontier")
+    figures.save_figure(plots.frontier_figure(rows), folder / "frontier")
 
 
 def report(rows: list[dict[str, Any]]) -> None:

@@ -1,12 +1,12 @@
-"""Ways to learn a binary decision on P1: same network, data, steps and tuning effort.
+"""Gradient estimators of a binary decision on P1: same network, data, steps and tuning effort.
 
-Every way of ``meco_jax.learned.estimators`` trains the same network from random weights on the same
-mixture of K and b, at each of --learning_rates; the best of these on validation channels is
-trained again with every one of --seeds, and tested on fresh channels with fresh tasks against
+Every estimator of ``meco_jax.learned.estimators`` trains the same network from random weights on
+the same mixture of K and b, at each of --learning_rates; the best of these on validation channels
+is trained again with every one of --seeds, and tested on fresh channels with fresh tasks against
 the certified optimum. A gap is energy / optimum - 1 of a feasible channel, its decision made
-feasible. Writes results.csv (a row per way, K and b), runs.csv, history.csv, curves.csv (its means
-over seeds), gradients.png/.pdf and run.json into --output_dir; the same command goes on with a
-run that was cut off. Example:
+feasible. Writes results.csv (a row per estimator, K and b), runs.csv, history.csv, curves.csv (its
+means over seeds), gradients.png/.pdf and run.json into --output_dir; the same command goes on with
+a run that was cut off. Example:
 
     python experiments/gradients.py --output_dir=runs/gradients
 """
@@ -23,9 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from report import result_tables
-from support import common
+from support import common, csv_tables, list_flags, plots, progress_bar
 
-from meco_jax import GeneralPolicy, PolicyConfig, System, figures, pad_devices, solve
+from meco_jax import (
+    GeneralPolicy,
+    PolicyConfig,
+    System,
+    figures,
+    pad_devices,
+    sample_channels,
+    solve,
+    table1,
+)
 from meco_jax import system as sy
 from meco_jax.exact.uplink import fits, make_uplink
 from meco_jax.figures import student_t
@@ -36,15 +45,15 @@ from meco_jax.runtime.atomic import json_text, write_atomically
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
-flags.DEFINE_list("ways", list(GRADIENTS), "the ways to compare")
+flags.DEFINE_list("estimators", list(GRADIENTS), "the gradient estimators to compare")
+flags.DEFINE_alias("ways", "estimators")  # deprecated
 flags.DEFINE_list("num_devices", ["8", "14", "20"], "K of the channels; 4:8:2 is 4,6,8")
 flags.DEFINE_list("log_bases", ["2", "10"], "bases of the logarithm in (3)")
 flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
 flags.DEFINE_list("learning_rates", ["1e-3", "3e-3", "1e-2"], "to choose from, a run each")
 flags.DEFINE_integer("seeds", 5, "trainings at the chosen rate", lower_bound=1, upper_bound=10)
 flags.DEFINE_integer("epochs", 20, "of 100 steps each", lower_bound=4)
-flags.DEFINE_integer("batch_size", 192, "channels a step", lower_bound=1)
+flags.DEFINE_integer("batch_size", 192, "channels per step", lower_bound=1)
 flags.DEFINE_integer("validation_channels", 200, "of each K and b", lower_bound=2)
 flags.DEFINE_integer("test_channels", 1000, "of each K and b", lower_bound=2)
 flags.DEFINE_bool("plot_only", False, "train nothing, draw again from --output_dir's csv")
@@ -65,25 +74,25 @@ def main(argv: list[str]) -> None:
     common.begin(argv)
     folder = Path(FLAGS.output_dir)
     if not FLAGS.plot_only:
-        ways = common.names("ways", list(GRADIENTS))
-        rates = common.numbers("learning_rates", above=0)
+        estimators = list_flags.names("estimators", list(GRADIENTS))
+        rates = list_flags.numbers("learning_rates", above=0)
         cells = list(
             itertools.product(
-                common.integers("num_devices", low=1), common.numbers("log_bases", above=1)
+                list_flags.integers("num_devices", low=1), list_flags.numbers("log_bases", above=1)
             )
         )
         folder = common.prepare(resumes=True)
         same_settings(folder / "settings.json")
-        train_all(folder, ways, rates, cells)
+        train_all(folder, estimators, rates, cells)
     # As the files have them: a run that was cut off and went on gives the same bytes.
     runs, history = read(folder)
     rows = summarise(runs, history)
     if not rows:
         common.stop(f"{folder / 'runs.csv'} must have rows of seeds above 0; got none yet")
     curves = mean_curves(rows, history)
-    common.write_csv(folder / "results.csv", rows)
-    common.write_csv(folder / "curves.csv", curves)
-    figures.save_figure(figures.learning_figure(curves, rows[0]["seeds"]), folder / "gradients")
+    csv_tables.write_csv(folder / "results.csv", rows)
+    csv_tables.write_csv(folder / "curves.csv", curves)
+    figures.save_figure(plots.learning_figure(curves, rows), folder / "gradients")
     if not FLAGS.plot_only:
         common.write_run(folder / "run.json")
     result_tables.show(result_tables.gradients(rows))
@@ -97,9 +106,9 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     training = "method", "learning_rate", "seed"
     place = *training, "num_devices", "log_base"
     tested = "gap_mean", "gap_worst", "within_deadline"
-    runs = common.read_csv(folder / "runs.csv", (*place, *tested), place)
+    runs = csv_tables.read_csv(folder / "runs.csv", (*place, *tested), place)
     steps = *training, "step"
-    history = common.read_csv(folder / "history.csv", (*steps, "gap", "within_deadline"), steps)
+    history = csv_tables.read_csv(folder / "history.csv", (*steps, "gap", "within_deadline"), steps)
     trainings = dict.fromkeys(tuple(row[name] for name in training) for row in history)
     for name, rows, columns in (("history", history, steps), ("runs", runs, place)):
         there = {tuple(row[column] for column in columns) for row in rows}
@@ -131,9 +140,12 @@ def same_settings(path: Path) -> None:
 
 
 def train_all(
-    folder: Path, ways: list[str], rates: list[float], cells: list[tuple[int, float]]
+    folder: Path, estimators: list[str], rates: list[float], cells: list[tuple[int, float]]
 ) -> None:
-    """Train every way at every rate, then with every seed at its best rate: runs, history.csv."""
+    """Train with every estimator at every rate, then with every seed at its best rate.
+
+    Writes runs.csv and history.csv.
+    """
     validation, test = (
         channels(cells, seed, number)
         for seed, number in (
@@ -142,11 +154,11 @@ def train_all(
     )  # fmt: skip
     mixture = make_mixture(cells)
     runs, history = read(folder) if (folder / "history.csv").exists() else ([], [])
-    with common.Bar(len(ways) * (len(rates) + FLAGS.seeds)) as bar:
+    with progress_bar.Bar(len(estimators) * (len(rates) + FLAGS.seeds)) as bar:
 
-        def run(way: str, rate: float, seed: int) -> float:
+        def run(estimator: str, rate: float, seed: int) -> float:
             """Train and test once, unless it was; the mean validation gap at the end."""
-            mine = {"method": way, "learning_rate": rate, "seed": seed}
+            mine = {"method": estimator, "learning_rate": rate, "seed": seed}
             done = [r for r in history if _matches(r, mine)]
             if done:
                 bar.skip(1)
@@ -155,16 +167,16 @@ def train_all(
                 runs[:] = [r for r in runs if not _matches(r, mine)]
                 runs.extend(mine | row for row in examine(policy, test, cells))
                 history.extend(done)
-                common.write_csv(folder / "runs.csv", runs)  # first: history says what is done
-                common.write_csv(folder / "history.csv", history)
+                csv_tables.write_csv(folder / "runs.csv", runs)  # first: history says what is done
+                csv_tables.write_csv(folder / "history.csv", history)
                 common.keep_time(folder / "run.json")
-                bar.advance(1, f"{way}, seed {seed}: {100 * done[-1]['gap']:.2f} %")
+                bar.advance(1, f"{estimator}, seed {seed}: {100 * done[-1]['gap']:.2f} %")
             return float(np.mean([r["gap"] for r in done[-3:]]))
 
-        for way in ways:
-            best = min(rates, key=lambda rate: run(way, rate, 0))
+        for estimator in estimators:
+            best = min(rates, key=lambda rate: run(estimator, rate, 0))
             for seed in range(1, FLAGS.seeds + 1):
-                run(way, best, seed)
+                run(estimator, best, seed)
 
 
 def train_one(
@@ -173,7 +185,7 @@ def train_one(
     """Train one network, and judge it on the validation channels after every epoch."""
     config = PolicyConfig(
         gradient=mine["method"], learning_rate=mine["learning_rate"], sample=mixture,
-        batches=((FLAGS.batch_size, max(common.integers("num_devices", 1))),),
+        batches=((FLAGS.batch_size, max(list_flags.integers("num_devices", 1))),),
         network=NETWORK, epochs=FLAGS.epochs,
     )  # fmt: skip
     run, history = start_policy(jax.random.key(mine["seed"]), config), []
@@ -193,15 +205,15 @@ def make_mixture(cells: list[tuple[int, float]]) -> Sample:
     def mixture(key: jax.Array, num: int, num_devices: int) -> tuple[System, jax.Array]:
         task_key, channel_key = jax.random.split(key)
         seeds = jax.random.randint(task_key, (num,), 0, VALIDATION_SEED)
-        system = jax.vmap(lambda seed: sy.table1(num_devices, seed=seed))(seeds)
+        system = jax.vmap(lambda seed: table1(num_devices, seed=seed))(seeds)
         cell = jnp.arange(num) % len(cells)
         system = system.replace(
             active=jnp.arange(num_devices)[None] < devices[cell][:, None],
             log_base=bases[cell].astype(jnp.float32),
             slot=jnp.full(num, slot),
         )
-        one = sy.table1(num_devices)
-        return system, sy.sample_channels(channel_key, one, num)
+        one = table1(num_devices)
+        return system, sample_channels(channel_key, one, num)
 
     return mixture
 
@@ -214,12 +226,10 @@ def channels(cells: list[tuple[int, float]], first_seed: int, number: int) -> Ch
         seeds = first_seed + np.arange(number)
 
         def tasks(seed: Any, num_devices: int = num_devices) -> System:
-            return pad_devices(sy.table1(num_devices, FLAGS.slot, seed), largest)
+            return pad_devices(table1(num_devices, FLAGS.slot, seed), largest)
 
         system = jax.vmap(tasks)(seeds).replace(log_base=np.full(number, base, np.float32))
-        h = sy.sample_channels(
-            jax.random.key(first_seed + num_devices), sy.table1(num_devices), number
-        )
+        h = sample_channels(jax.random.key(first_seed + num_devices), table1(num_devices), number)
         h = jnp.pad(h, ((0, 0), (0, largest - num_devices)))
         parts.append((system, h))
     system, h = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
@@ -248,7 +258,7 @@ def _judge(policy: GeneralPolicy, system: System, h: jax.Array) -> tuple[jax.Arr
 def examine(
     policy: GeneralPolicy, test: Channels, cells: list[tuple[int, float]]
 ) -> list[dict[str, Any]]:
-    """Test one network: a row a cell."""
+    """Test one network: a row per cell."""
     gaps, within = judge(policy, test)
     return [
         {
@@ -263,22 +273,22 @@ def examine(
 
 
 def summarise(runs: list[dict[str, Any]], history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Average over seeds: a row a way and cell, with the steps to twice the final gap."""
+    """Average over seeds: a row per estimator and cell, with the steps to twice the final gap."""
     rows = []
     tested = [row for row in runs if row["seed"] > 0]  # seed 0 chose the rate
     cells = dict.fromkeys((row["num_devices"], row["log_base"]) for row in tested)
-    for way in dict.fromkeys(row["method"] for row in tested):
+    for estimator in dict.fromkeys(row["method"] for row in tested):
         steps = [
-            steps_to_twice([r for r in history if r["method"] == way and r["seed"] == seed])
-            for seed in sorted({r["seed"] for r in tested if r["method"] == way})
+            steps_to_twice([r for r in history if r["method"] == estimator and r["seed"] == seed])
+            for seed in sorted({r["seed"] for r in tested if r["method"] == estimator})
         ]
         for num_devices, base in cells:
-            few = [row for row in tested if row["method"] == way
+            few = [row for row in tested if row["method"] == estimator
                    and (row["num_devices"], row["log_base"]) == (num_devices, base)]  # fmt: skip
             gaps = np.array([row["gap_mean"] for row in few])
             half = student_t(len(few)) * np.std(gaps, ddof=min(1, len(few) - 1))
             rows.append({
-                "method": way,
+                "method": estimator,
                 "num_devices": int(num_devices),
                 "log_base": base,
                 "learning_rate": few[0]["learning_rate"],
@@ -299,17 +309,17 @@ def steps_to_twice(history: list[dict[str, Any]]) -> float:
 
 
 def mean_curves(rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Average how the chosen trainings went over seeds: a row per way and step, best way first."""
-    final = {way: np.mean([r["gap_mean"] for r in rows if r["method"] == way])
-             for way in dict.fromkeys(row["method"] for row in rows)}  # fmt: skip
+    """Average the chosen trainings over seeds: a row per estimator and step, best one first."""
+    final = {estimator: np.mean([r["gap_mean"] for r in rows if r["method"] == estimator])
+             for estimator in dict.fromkeys(row["method"] for row in rows)}  # fmt: skip
     curves = []
-    for way in sorted(final, key=lambda way: final[way]):
-        mine = [row for row in history if row["method"] == way and row["seed"] > 0]
+    for estimator in sorted(final, key=lambda estimator: final[estimator]):
+        mine = [row for row in history if row["method"] == estimator and row["seed"] > 0]
         for step in dict.fromkeys(row["step"] for row in mine):
             few = [row for row in mine if row["step"] == step]
             means = {name: float(np.mean([row[name] for row in few]))
                      for name in ("gap", "within_deadline")}  # fmt: skip
-            curves.append({"method": way, "step": int(step)} | means)
+            curves.append({"method": estimator, "step": int(step)} | means)
     return curves
 
 

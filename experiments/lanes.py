@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 from report import result_tables
-from support import common, trainings
+from support import common, csv_tables, list_flags, plots, progress_bar, trainings
 
 from meco_jax import TrainConfig, figures, make_grid, train_grid
 from meco_jax.paper.sweep import Lanes
@@ -28,8 +28,6 @@ from meco_jax.paper.training import check_config
 FLAGS = flags.FLAGS
 common.define_flags()
 trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_list("lanes", [str(n) for n in (1, 2, 4, 8, 16, 32, 64, 126)], "numbers of lanes")
 flags.DEFINE_integer("num_devices", 14, "K of these lanes", lower_bound=1)
 flags.DEFINE_list("ratio_devices", ["10", "12", "14"], "K of one call against many")
@@ -47,25 +45,25 @@ def main(argv: list[str]) -> None:
     if FLAGS.plot_only:
         draw(Path(FLAGS.output_dir))
         return
-    numbers = common.integers("lanes", low=1)
+    numbers = list_flags.integers("lanes", low=1)
     if FLAGS.epochs < 4 or FLAGS.epochs % 2:
         common.stop(f"--epochs must be even and at least 4; got {FLAGS.epochs}")
     config = check_config(trainings.train_configs()["bcos"].replace(chunk_epochs=2))
     grid: dict[str, list[Any]] = {
-        "num_devices": common.integers("ratio_devices", low=1),
-        "slot": common.numbers("ratio_slots", above=0),
+        "num_devices": list_flags.integers("ratio_devices", low=1),
+        "slot": list_flags.numbers("ratio_slots", above=0),
         "seed": list(range(FLAGS.ratio_seeds)),
     }
     folder, rows = common.prepare(), list[dict[str, Any]]()
-    with common.Bar(len(numbers) + 1) as bar:
+    with progress_bar.Bar(len(numbers) + 1) as bar:
         for number in numbers:
             for method, size in (("lax.map", 1), ("vmap", number)):
                 place = FLAGS.num_devices, number, size, config
                 rows.append({"method": method, "lanes": number, **common.alone(measure, *place)})
-            common.write_csv(folder / "results.csv", rows)
+            csv_tables.write_csv(folder / "results.csv", rows)
             bar.advance(1, f"{number} lanes")
         ratios = compare(make_grid(grid), config.replace(epochs=FLAGS.ratio_epochs, chunk_epochs=1))
-        common.write_csv(folder / "ratio.csv", ratios)
+        csv_tables.write_csv(folder / "ratio.csv", ratios)
         bar.advance(1, "one call against many")
     draw(folder)
     common.write_run(folder / "run.json")
@@ -121,8 +119,8 @@ def draw(folder: Path) -> None:
     """Draw both panels from the table."""
     place = "method", "lanes"
     columns = *place, "lane_steps_per_s", "peak_mb"
-    rows = common.read_csv(folder / "results.csv", columns, place, whole=True)
-    figures.save_figure(figures.lanes_figure(rows), folder / "lanes")
+    rows = csv_tables.read_csv(folder / "results.csv", columns, place, whole=True)
+    figures.save_figure(plots.lanes_figure(rows), folder / "lanes")
 
 
 if __name__ == "__main__":

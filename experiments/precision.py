@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from report import result_tables
-from support import common
+from support import common, csv_tables
 
 from meco_jax import System, sample_systems, solve
 from meco_jax import system as sy
@@ -25,7 +25,6 @@ from meco_jax.solver import Method
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_integer("channels", 4000, "channels, each with its own system", lower_bound=2)
 flags.DEFINE_integer("num_devices", 24, "most devices of a system", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "of the systems", lower_bound=0)
@@ -60,7 +59,7 @@ def main(argv: list[str]) -> None:
     single = quantities(*inputs)
     double = common.alone(quantities, *inputs, environment={"JAX_ENABLE_X64": "1"})
     rows = [row(name, single, double) for name in double if name.split(": ")[-1] in BUDGET]
-    common.write_csv(folder / "precision.csv", rows)
+    csv_tables.write_csv(folder / "precision.csv", rows)
     common.write_run(folder / "run.json")
     report(rows, single, double)
     bad = [r["quantity"] for r in rows if not r["error_max"] <= r["budget"]]

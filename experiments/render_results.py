@@ -27,15 +27,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import claims
 import numpy as np
+import paper_claims
 from absl import flags
 from report import result_tables
 from report.result_values import VALUES, Values
-from support import common
+from support import common, csv_tables
 
 FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(claims)
+flags.adopt_module_key_flags(paper_claims)
 flags.DEFINE_bool("check", False, "write nothing; say what differs")
 
 ROOT = Path(__file__).parent.parent
@@ -132,7 +132,7 @@ def reduce(rows: list[dict[str, Any]], kind: str, column: str, *where: str) -> f
     return float(REDUCE[kind]([np.mean(group) for group in groups.values()]))
 
 
-read = functools.cache(common.read_csv)
+read = functools.cache(csv_tables.read_csv)
 
 
 @functools.cache

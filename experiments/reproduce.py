@@ -22,12 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import claims
 import numpy as np
+import paper_claims
 import render_results
 from absl import flags
 from report import result_tables
-from support import common
+from support import common, csv_tables, progress_bar
 
 Row = dict[str, Any]
 
@@ -48,7 +48,7 @@ RUNS = {
     "figure4": Run("sweep_k", (f"--flagfile={FOLDER}/flags/quick.flags",), LANE),
     "figure5": Run("sweep_t", (f"--flagfile={FOLDER}/flags/quick_t.flags",), LANE),
     "figure6": Run("delay_cdf", (f"--flagfile={FOLDER}/flags/quick_cdf.flags",), LANE),
-    "plane": Run("grid", (f"--flagfile={FOLDER}/flags/quick_grid.flags",), LANE),
+    "plane": Run("plane", (f"--flagfile={FOLDER}/flags/quick_plane.flags",), LANE),
     "certify": Run("certify", ("--num_devices=4,14,20", "--channels=200", "--seed=1"), CASE),
     "policy": Run(
         "evaluate_policy",
@@ -66,8 +66,7 @@ PARTS = ("documents", *RUNS)
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(claims)
+flags.adopt_module_key_flags(paper_claims)
 flags.DEFINE_multi_enum("only", list(PARTS), list(PARTS), "what to check; may be given again")
 
 
@@ -107,7 +106,7 @@ def find(folder: Path) -> list[Row]:
     """Check all parts that are asked for."""
     tables = Path(FLAGS.tables)
     findings: list[Row] = []
-    with common.Bar(len(FLAGS.only)) as bar:
+    with progress_bar.Bar(len(FLAGS.only)) as bar:
         for part in FLAGS.only:
             bar.advance(0, part)
             if part in RUNS:
@@ -115,7 +114,7 @@ def find(folder: Path) -> list[Row]:
             else:
                 found = list(documents(tables))
             findings += [{"part": part, **each._asdict()} for each in found]
-            common.write_csv(folder / "reproduce.csv", findings)
+            csv_tables.write_csv(folder / "reproduce.csv", findings)
             common.write_run(folder / "run.json", finished=False)
             bar.advance(1, part)
     return findings
@@ -156,12 +155,12 @@ def fresh(name: str, folder: Path) -> list[Row]:
         if status:
             common.stop(f"{run.script}.py ended with status {status}, see {log}", 1)
         done.write_text(wanted)
-    return common.read_csv(folder / name / run.file, (), run.place)
+    return csv_tables.read_csv(folder / name / run.file, (), run.place)
 
 
 def compare(name: str, tables: Path, new: list[Row]) -> list[Finding]:
     """Check the fresh rows of a run against the committed ones."""
-    old = common.read_csv(tables / f"{name}.csv", (), RUNS[name].place)
+    old = csv_tables.read_csv(tables / f"{name}.csv", (), RUNS[name].place)
     places = {tuple(row[column] for column in RUNS[name].place): row for row in old}
     rows = [(places.get(tuple(r[column] for column in RUNS[name].place)), r) for r in new]
     both = [(before, after) for before, after in rows if before]

@@ -18,20 +18,19 @@ import jax
 import numpy as np
 from absl import flags
 from report.result_tables import slope
-from support import common
+from support import common, csv_tables, list_flags, plots, progress_bar
 
-from meco_jax import System, figures, sample_channels, solve
-from meco_jax.system import check_system, table1
+from meco_jax import System, figures, sample_channels, solve, table1
+from meco_jax.system import check_system
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_list(
     "num_devices", [str(k) for k in (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)], "the K"
 )  # fmt: skip
 flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
 flags.DEFINE_float(
-    "device_bandwidth", 3e5, "bandwidth a device [Hz]; Table 1 has 5e5 at K = 20", lower_bound=1
+    "device_bandwidth", 3e5, "bandwidth per device [Hz]; Table 1 has 5e5 at K = 20", lower_bound=1
 )
 flags.DEFINE_integer("work", 40_960, "devices times channels in a batch", lower_bound=1)
 flags.DEFINE_integer("repeats", 5, "timed repetitions, the fastest counts", lower_bound=1)
@@ -41,20 +40,20 @@ flags.DEFINE_integer("seed", 0, "seed of tasks and channels", lower_bound=0)
 def main(argv: list[str]) -> None:
     """Measure one jitted stage, K by K."""
     common.begin(argv)
-    devices = sorted(common.integers("num_devices", low=1))
+    devices = sorted(list_flags.integers("num_devices", low=1))
     folder, rows = common.prepare(), []
-    with common.Bar(len(devices)) as bar:
+    with progress_bar.Bar(len(devices)) as bar:
         for num_devices in devices:
             rows.append(measure(num_devices))
             bar.advance(1, f"K = {num_devices}")
             write(folder, rows)
             common.write_run(folder / "run.json", finished=False, slope=slope(rows))
     common.write_run(folder / "run.json", slope=slope(rows))
-    print("    K  us a channel  kB a channel  peak MB    proven gap: mean, worst")
+    print("    K  us per channel  kB per channel  peak MB    proven gap: mean, worst")
     for r in rows:
-        memory = f"{r['bytes_per_channel'] / 1e3:14.1f}{r['process_peak_mb']:9.0f}"
+        memory = f"{r['bytes_per_channel'] / 1e3:16.1f}{r['process_peak_mb']:9.0f}"
         gaps = f"{r['gap_mean']:10.1e}{r['gap_worst']:11.1e}"
-        print(f"{r['num_devices']:5}{r['us_per_channel']:14.1f}{memory}{gaps}")
+        print(f"{r['num_devices']:5}{r['us_per_channel']:16.1f}{memory}{gaps}")
     print(f"slope of ln time over ln K: {slope(rows):.2f}")
     print(f"wrote {folder} in {common.seconds():.0f} s")
 
@@ -92,8 +91,8 @@ def one_stage(h: jax.Array, system: System) -> Any:
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write the table and the figure."""
-    common.write_csv(folder / "results.csv", rows)
-    figures.save_figure(figures.scale_figure(rows, slope(rows)), folder / "scale")
+    csv_tables.write_csv(folder / "results.csv", rows)
+    figures.save_figure(plots.scale_figure(rows, slope(rows)), folder / "scale")
 
 
 if __name__ == "__main__":

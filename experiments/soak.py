@@ -22,17 +22,16 @@ import jax
 import numpy as np
 from absl import flags
 from report import result_tables
-from support import common
+from support import common, csv_tables, list_flags, plots, progress_bar
 
 from meco_jax import Solution, System, batching, figures, sample_channels, solve, solver, table1
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_float("seconds", 600.0, "how long", lower_bound=1.0)
 flags.DEFINE_integer("threads", 4, "callers", lower_bound=1)
-flags.DEFINE_integer("cases", 60, "different batches a method", lower_bound=1)
-flags.DEFINE_integer("largest_batch", 256, "channels a call, from 1", lower_bound=1)
+flags.DEFINE_integer("cases", 60, "different batches per method", lower_bound=1)
+flags.DEFINE_integer("largest_batch", 256, "channels per call, from 1", lower_bound=1)
 flags.DEFINE_integer("most_devices", 24, "K of a call, from 1", lower_bound=1)
 flags.DEFINE_list("methods", ["bcos", "optimal", "pcos"], "of solve")
 flags.DEFINE_integer("seed", 0, "of batches and calls", lower_bound=0)
@@ -67,7 +66,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.plot_only:
         draw(folder)
         return
-    methods: list[Any] = common.names("methods", (*solver.METHODS, "bcos"))
+    methods: list[Any] = list_flags.names("methods", (*solver.METHODS, "bcos"))
     folder = common.prepare()
     rng = np.random.default_rng(FLAGS.seed)
     cases = [draw_case(rng, method) for method in methods for _ in range(FLAGS.cases)]
@@ -78,8 +77,8 @@ def main(argv: list[str]) -> None:
          **{f"p{q}_us": 1e6 * float(np.percentile(times, q)) for q in (50, 99, 100)}}
         for (method, number), times in sorted(watch.latencies.items())
     ]  # fmt: skip
-    common.write_csv(folder / "latency.csv", latency)
-    common.write_csv(folder / "memory.csv", memory)
+    csv_tables.write_csv(folder / "latency.csv", latency)
+    csv_tables.write_csv(folder / "memory.csv", memory)
     half, last = memory[len(memory) // 2], memory[-1]
     found: dict[str, Any] = {
         "calls": watch.calls,
@@ -115,7 +114,7 @@ def run(cases: list[Case], watch: Watch) -> list[dict[str, float]]:
     began, rows = time.monotonic(), list[dict[str, float]]()
     for thread in threads:
         thread.start()
-    with common.Bar(SAMPLES) as bar:
+    with progress_bar.Bar(SAMPLES) as bar:
         for _ in range(SAMPLES):
             watch.stop.wait(FLAGS.seconds / SAMPLES)
             rows.append({"seconds": time.monotonic() - began, "memory_mb": memory_mb(),
@@ -187,10 +186,10 @@ def report(latency: list[dict[str, Any]], found: dict[str, Any]) -> None:
 
 def draw(folder: Path) -> None:
     """Draw memory over time and latency against the batch size."""
-    memory = common.read_csv(folder / "memory.csv", ("seconds", "memory_mb", "programs"))
+    memory = csv_tables.read_csv(folder / "memory.csv", ("seconds", "memory_mb", "programs"))
     place = "method", "channels"
-    latency = common.read_csv(folder / "latency.csv", (*place, "p50_us", "p99_us"), place)
-    figures.save_figure(figures.soak_figure(memory, latency), folder / "soak")
+    latency = csv_tables.read_csv(folder / "latency.csv", (*place, "p50_us", "p99_us"), place)
+    figures.save_figure(plots.soak_figure(memory, latency), folder / "soak")
 
 
 if __name__ == "__main__":

@@ -15,22 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from support import common, trainings
+from support import common, csv_tables, trainings
 
-from meco_jax import make_grid, pad_devices, sample_channels, solve, train, train_grid
+from meco_jax import make_grid, pad_devices, sample_channels, solve, table1, train, train_grid
 from meco_jax.batching import DEVICE_MULTIPLE
 from meco_jax.exact import enumeration
 from meco_jax.exact.allocation import relax, set_energy
 from meco_jax.exact.duals import PriceGrid, price_grid
 from meco_jax.exact.uplink import make_uplink
 from meco_jax.solver import Method
-from meco_jax.system import check_system, forced, table1
+from meco_jax.system import check_system, forced
 
 FLAGS = flags.FLAGS
 common.define_flags()
 trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_integer("num_devices", 20, "K", lower_bound=1)
 flags.DEFINE_integer("lanes", 4, "lanes trained together", lower_bound=1)
 flags.DEFINE_integer("repeats", 3, "timed repetitions, the fastest counts", lower_bound=1)
@@ -42,14 +40,14 @@ def main(argv: list[str]) -> None:
     common.begin(argv)
     folder = common.prepare()
     rows = training_rows() + solving_rows() + stage_rows()
-    common.write_csv(folder / "speed.csv", rows)
+    csv_tables.write_csv(folder / "speed.csv", rows)
     common.write_run(folder / "run.json")
     for row in rows:
         print(f"{row['what']:<28}{row['value']:12.4g} {row['unit']}")
 
 
 def training_rows() -> list[dict[str, Any]]:
-    """Milliseconds a step and lane, and the seconds to compile."""
+    """Milliseconds per step and lane, and the seconds to compile."""
     lanes = make_grid({"num_devices": [FLAGS.num_devices], "seed": range(FLAGS.lanes)})
     rows = []
     for scheme, config in trainings.train_configs().items():
@@ -57,13 +55,13 @@ def training_rows() -> list[dict[str, Any]]:
         for name, size in (("lax.map", 1), ("vmap", FLAGS.lanes)):
             run = partial(train_grid, lanes, config, batch_size=size)
             first, best = common.clock({name: run}, FLAGS.repeats)[name]
-            rows.append(row(f"{scheme} step, {name}", 1e3 * best / steps, "ms a step and lane"))
+            rows.append(row(f"{scheme} step, {name}", 1e3 * best / steps, "ms per step and lane"))
             rows.append(row(f"{scheme} compile, {name}", first - best, "s"))
     return rows
 
 
 def solving_rows() -> list[dict[str, Any]]:
-    """Microseconds a channel in a batch, and of one channel alone."""
+    """Microseconds per channel in a batch, and of one channel alone."""
     system = table1(FLAGS.num_devices)
     config = trainings.train_configs()["bcos"]
     policy, _ = train(system, key=jax.random.key(1), config=config)
@@ -79,12 +77,12 @@ def solving_rows() -> list[dict[str, Any]]:
 
             best = common.clock({name: run}, FLAGS.repeats)[name][1]
             channels = gains.size // FLAGS.num_devices
-            rows.append(row(f"{method}, {name}", 1e6 * best / channels, "us a channel"))
+            rows.append(row(f"{method}, {name}", 1e6 * best / channels, "us per channel"))
     return rows
 
 
 def stage_rows() -> list[dict[str, Any]]:
-    """Microseconds a channel of each part of the certified optimum's stages, in a batch."""
+    """Microseconds per channel of each part of the certified optimum's stages, in a batch."""
     padded = -(-FLAGS.num_devices // DEVICE_MULTIPLE) * DEVICE_MULTIPLE  # as ``solve`` does
     system = check_system(pad_devices(table1(FLAGS.num_devices), padded))
     h = sample_channels(jax.random.key(2), system, 1024)
@@ -120,7 +118,7 @@ def stage_rows() -> list[dict[str, Any]]:
         parts[f"whole stage, {name}"] = partial(enumeration.optimal, system, stage=stage)
     runs = {name: partial(jax.jit(jax.vmap(part)), h) for name, part in parts.items()}
     times = common.clock(runs, FLAGS.repeats)
-    return [row(name, 1e6 * best / len(h), "us a channel") for name, (_, best) in times.items()]
+    return [row(name, 1e6 * best / len(h), "us per channel") for name, (_, best) in times.items()]
 
 
 def row(what: str, value: float, unit: str) -> dict[str, Any]:

@@ -9,14 +9,10 @@ Writes results.csv, figure4.png/.pdf, training.png/.pdf, the policies and run.js
 from __future__ import annotations
 
 from absl import flags
-from support import common, trainings
+from support import common, list_flags, trainings
 
 FLAGS = flags.FLAGS
-common.define_flags()
 trainings.define_sweep_flags()
-trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_list(
     "num_devices", [str(k) for k in range(4, 21, 2)], "the K to sweep; 4:8:2 is 4,6,8"
 )
@@ -26,7 +22,7 @@ flags.DEFINE_float("slot", 0.5, "slot length T [s]", lower_bound=1e-6)
 def main(argv: list[str]) -> None:
     """Train all lanes in one program, or draw again what is there."""
     common.begin(argv)
-    axes = {"num_devices": common.integers("num_devices", low=1), "slot": [FLAGS.slot]}
+    axes = {"num_devices": list_flags.integers("num_devices", low=1), "slot": [FLAGS.slot]}
     trainings.sweep_energy(axes, "num_devices", "figure4")
 
 

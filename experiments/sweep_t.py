@@ -9,14 +9,10 @@ Writes results.csv, figure5.png/.pdf, training.png/.pdf, the policies and run.js
 from __future__ import annotations
 
 from absl import flags
-from support import common, trainings
+from support import common, list_flags, trainings
 
 FLAGS = flags.FLAGS
-common.define_flags()
 trainings.define_sweep_flags()
-trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_integer("num_devices", 14, "K", lower_bound=1)
 flags.DEFINE_list(
     "slots",
@@ -28,7 +24,7 @@ flags.DEFINE_list(
 def main(argv: list[str]) -> None:
     """Train all lanes in one program, or draw again what is there."""
     common.begin(argv)
-    axes = {"num_devices": [FLAGS.num_devices], "slot": common.numbers("slots", above=0)}
+    axes = {"num_devices": [FLAGS.num_devices], "slot": list_flags.numbers("slots", above=0)}
     trainings.sweep_energy(axes, "slot", "figure5")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from support import common
+from support import common, csv_tables, gap_plots, progress_bar
 
 from meco_jax import PolicyConfig, figures, save_policy, train_policy
 from meco_jax.learned.estimators import GRADIENTS
@@ -26,13 +26,12 @@ from meco_jax.learned.training import check_policy_config
 FLAGS = flags.FLAGS
 DEFAULT = PolicyConfig()
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_integer("seed", 0, "of the network and of the systems", lower_bound=0)
 flags.DEFINE_integer("epochs", DEFAULT.epochs, "of 100 steps each", lower_bound=1)
 flags.DEFINE_float("learning_rate", DEFAULT.learning_rate, "Adam's at the start", lower_bound=0)
 flags.DEFINE_integer("width", DEFAULT.network.width, "of the network's layers", lower_bound=1)
 flags.DEFINE_integer("rounds", DEFAULT.network.rounds, "of the network", lower_bound=1)
-flags.DEFINE_enum("gradient", str(DEFAULT.gradient), sorted(GRADIENTS), "way to learn the decision")
+flags.DEFINE_enum("gradient", str(DEFAULT.gradient), sorted(GRADIENTS), "gradient estimator")
 flags.DEFINE_list(
     "batches", [f"{n}x{k}" for n, k in DEFAULT.batches], "channels x devices of a step's parts"
 )
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> None:
     config = read_config()
     folder = common.prepare(resumes=True)
     print(f"training on {jax.devices()[0]}", flush=True)
-    with common.Bar(config.epochs) as bar:
+    with progress_bar.Bar(config.epochs) as bar:
         seen = 0
 
         def report(step: int, metrics: dict[str, np.ndarray]) -> None:
@@ -68,12 +67,12 @@ def main(argv: list[str]) -> None:
         {name: float(values[i]) for name, values in history.items()}
         for i in range(len(history["step"]))
     ]
-    common.write_csv(folder / "history.csv", rows)
+    csv_tables.write_csv(folder / "history.csv", rows)
     gaps = {"best prefix of the ranking over the lower bound": history["gap"]}
-    panel = figures.GapPanel(
+    panel = gap_plots.GapPanel(
         "step [-]", history["step"], gaps, ylabel="mean gap to the lower bound [%]"
     )
-    figures.save_figure(figures.gap_figure([panel]), folder / "training")
+    figures.save_figure(gap_plots.gap_figure([panel]), folder / "training")
     common.write_run(folder / "run.json")
     print(f"wrote {folder} in {common.seconds():.0f} s")
 

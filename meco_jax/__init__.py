@@ -7,14 +7,15 @@ the paper's policy. Units are SI; see ``meco_jax.system`` for the symbols.
 from meco_jax.batching import map_channels
 from meco_jax.evaluation import evaluate_grid
 from meco_jax.learned.policy import GeneralPolicy
-from meco_jax.learned.training import PolicyConfig, sample_systems, train_policy
+from meco_jax.learned.training import PolicyConfig, train_policy
 from meco_jax.paper.network import Policy
 from meco_jax.paper.sweep import make_grid, train_grid
 from meco_jax.paper.training import TrainConfig, train
 from meco_jax.runtime.policies import load_policy, pretrained, save_policy
+from meco_jax.scenarios import sample_channels, sample_systems, table1
 from meco_jax.solution import Solution
 from meco_jax.solver import allocate, mcos, mcos_partial, pcos, repair, solve
-from meco_jax.system import System, pad_devices, sample_channels, table1
+from meco_jax.system import System, pad_devices
 from meco_jax.units import from_db, from_dbm
 from meco_jax.warmup import warm_up
 

@@ -18,6 +18,7 @@ from meco_jax.paper.sweep import Groups, Lanes, lane_key, map_groups
 from meco_jax.runtime.checks import outside_traces, refuse
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.settings import moves_data
+from meco_jax.scenarios import sample_channels
 from meco_jax.solution import Solution
 from meco_jax.solver import Scheme, solve
 from meco_jax.system import System
@@ -51,8 +52,8 @@ def evaluate_grid(
     Args:
         policies: the stacked policies "bcos" and "pcos" of the lanes.
         lanes: from ``make_grid``.
-        num_channels: N, channels a lane.
-        batch_size: lanes that run at once; by default one a device on a CPU, elsewhere 16.
+        num_channels: N, channels per lane.
+        batch_size: lanes that run at once; by default one per device on a CPU, elsewhere 16.
         schemes: your own by name, functions of one channel as ``solve`` takes them.
 
     Returns:
@@ -86,7 +87,7 @@ def _evaluate(arrays: Any, num_channels: int, size: int) -> tuple[jax.Array, dic
     def lane(arrays: Any) -> tuple[jax.Array, dict[str, Outcome]]:
         policies, seed = arrays
         system = policies["bcos"].system
-        h = sy.sample_channels(lane_key(seed, "test"), system, num_channels)
+        h = sample_channels(lane_key(seed, "test"), system, num_channels)
         raw = policies["bcos"](h)
         solutions = {
             "mcos": jax.vmap(partial(ours.mcos, system))(h),
@@ -117,7 +118,7 @@ _judge = jax.jit(jax.vmap(jax.vmap(_outcome, (None, 0, 0, 0))))
 
 
 def summarise(outcomes: dict[str, Outcome], lanes: Lanes) -> list[dict[str, Any]]:
-    """Average outcomes over the channels that are feasible for all: one row a lane and scheme.
+    """Average outcomes over the channels that are feasible for all: one row per lane and scheme.
 
     The rows of "lower_bound" hold the Lagrangian bound of P1 itself.
 

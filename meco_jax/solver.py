@@ -33,6 +33,7 @@ from meco_jax.runtime.checks import (
 )
 from meco_jax.runtime.policies import pretrained
 from meco_jax.runtime.settings import moves_data
+from meco_jax.scenarios import table1
 from meco_jax.solution import Solution
 from meco_jax.system import ArrayLike, System
 
@@ -240,7 +241,7 @@ def _default_system(h: ArrayLike, policy: Policy | GeneralPolicy | None) -> Syst
             f"h must have its devices on the last axis; got a column of shape {shape}: pass h.T, "
             f"or system=table1(1) for as many channels of one device"
         )
-    return sy.table1(shape[-1])
+    return table1(shape[-1])
 
 
 @partial(jax.jit, static_argnames=("method", "stage", "effort"))

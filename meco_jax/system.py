@@ -1,4 +1,4 @@
-"""The offloading system: its parameters, channel draws and equations (1)-(6).
+"""The offloading system: its parameters, their ranges and checks, and equations (1)-(6).
 
 One symbol table for the whole package; SI units everywhere.
 
@@ -7,7 +7,7 @@ paper                 field or function       meaning [unit]
 ====================  ======================  ==============================================
 K                     ``num_devices``         number of devices [-]
 B_k                   ``task_bits``           task size [bit]; 1 KB = 8000 bit
-C_k                   ``cycles_per_bit``      CPU cycles a bit [-]
+C_k                   ``cycles_per_bit``      CPU cycles per bit [-]
 f_k                   ``cpu_hz``              CPU frequency [Hz]
 beta_k                ``weight``              weight in the objective [-]
 T                     ``slot``                slot length, also the deadline [s]
@@ -38,14 +38,20 @@ import numpy as np
 from flax import struct
 
 from meco_jax.exact.derivatives import with_derivative
-from meco_jax.runtime.checks import as_floats, in_range, integer, is_traced, real, refuse
-from meco_jax.runtime.checks import require as require
+from meco_jax.runtime.checks import (
+    as_floats,
+    in_range,
+    integer,
+    is_traced,
+    real,
+    refuse,
+    require,
+)
 from meco_jax.runtime.describe import short_repr
-from meco_jax.runtime.settings import as_key, moves_data
 from meco_jax.units import from_dbm
 
 PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")
-"""The fields of ``System`` with one entry a device; the others are scalars."""
+"""The fields of ``System`` with one entry per device; the others are scalars."""
 
 Lists = Sequence[float] | Sequence[Sequence[float]]
 ArrayLike = jax.Array | np.ndarray | np.number | np.bool_ | Lists | float
@@ -106,74 +112,6 @@ class System(struct.PyTreeNode):
         return shape[-1]
 
 
-@moves_data
-def table1(num_devices: int = 14, slot: float = 0.5, seed: int | jax.Array = 0) -> System:
-    """Draw the paper's Table 1: B 100-300 KB, C 200-400, f 1-2 GHz, uniform.
-
-    Device i's task depends on (seed, i) only, so fewer devices are a prefix of more: the same
-    float32 numbers in every precision and with every generator of JAX.
-
-    Args:
-        num_devices: K, at least 1.
-        slot: T [s], positive.
-        seed: seed of the task data, or a PRNG key; may be traced.
-
-    Returns:
-        A ``System`` with ``[K]`` task data and Table 1's scalars.
-
-    Raises:
-        ValueError: if ``num_devices`` < 1, ``slot`` is not positive, or ``seed`` is neither.
-    """
-    num_devices = integer("num_devices", num_devices, low=1)
-    require("slot", slot, *SYSTEM_RANGES["slot"])
-    keys = _device_keys(as_key("seed", seed), num_devices)
-    low = jnp.array([100 * 8000.0, 200.0, 1e9], jnp.float32)
-    high = jnp.array([300 * 8000.0, 400.0, 2e9], jnp.float32)
-    draw = jax.vmap(lambda key: jax.random.uniform(key, (3,), jnp.float32, low, high), out_axes=1)
-    bits, cycles, hz = draw(keys).astype(jnp.result_type(float))
-    return System(
-        task_bits=bits,
-        cycles_per_bit=cycles,
-        cpu_hz=hz,
-        weight=jnp.ones(num_devices),
-        active=jnp.ones(num_devices, bool),
-        slot=slot,
-    )
-
-
-@moves_data
-def sample_channels(key: jax.Array | int, system: System, num: int) -> jax.Array:
-    """Draw Rayleigh amplitude gains with E[h^2] = ``mean_gain``.
-
-    Device i's column depends on (key, i) only, so padding devices changes no other gain.
-    The power gain is -log1p(-u) of uniform draws, float32 in every precision: the same numbers
-    on every JAX version and with every generator.
-
-    Args:
-        key: PRNG key, consumed, or a seed.
-        system: gives K and ``mean_gain`` [-].
-        num: number of channels.
-
-    Returns:
-        Gains ``[num, K]`` [-].
-
-    Raises:
-        ValueError: if ``key`` is neither, ``num`` is negative, or ``mean_gain`` is not one
-            positive number.
-    """
-    num = integer("num", num, low=0)
-    mean_gain = real("system.mean_gain", check_type(system).mean_gain)
-    if mean_gain.shape:
-        raise refuse("system.mean_gain", "one number; map over systems by jax.vmap", mean_gain)
-    require("system.mean_gain", mean_gain, *SYSTEM_RANGES["mean_gain"])
-    keys = _device_keys(as_key("key", key), system.num_devices)
-    draw = jax.vmap(lambda k: jax.random.uniform(k, (num,), jnp.float32), out_axes=1)
-    uniform = draw(keys).astype(jnp.result_type(float))  # [num, K]
-    power_gain = -jnp.log1p(-uniform) * as_floats(mean_gain)
-    heard = power_gain > 0  # the root of 0 has no derivative
-    return jnp.where(heard, jnp.sqrt(jnp.where(heard, power_gain, 1.0)), 0.0)
-
-
 def pad_devices(system: System, num_devices: int) -> System:
     """Append inactive devices until there are ``num_devices``; they change no answer.
 
@@ -202,7 +140,7 @@ def power_gain(system: System, h: jax.Array, xp: ModuleType = jnp) -> jax.Array:
 
 
 def nat_rate(system: System, xp: ModuleType = jnp) -> jax.Array:
-    """Rate of one nat a symbol, w = W / ln(base) [bit/s]."""
+    """Rate of one nat per symbol, w = W / ln(base) [bit/s]."""
     return system.bandwidth / xp.log(system.log_base)
 
 
@@ -408,8 +346,3 @@ SYSTEM_RANGES = {  # name: (lower end, whether it is allowed); all must be finit
 CHANNEL_RANGE = (0.0, True)
 COMPLEX_HINT = ": pass abs(h)"
 DECIBEL_HINT = "; gains in dB become amplitudes by sqrt(meco_jax.from_db(h))"
-
-
-def _device_keys(key: jax.Array, num_devices: int) -> jax.Array:
-    """One key a device that depends on (key, i) only: ``[K]`` keys."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_devices))

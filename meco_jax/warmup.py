@@ -16,6 +16,7 @@ from meco_jax.exact import enumeration, search
 from meco_jax.learned.policy import GeneralPolicy
 from meco_jax.paper.network import Policy
 from meco_jax.runtime.checks import integer, refuse
+from meco_jax.scenarios import table1
 from meco_jax.solver import Method, Scheme, name_of, solve
 
 Sizes = int | Sequence[int]
@@ -99,7 +100,7 @@ def _calls(
 
 def _later_calls(number: int, sizes: Sequence[int]) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Name and make the calls of what follows the first stage of the optimum."""
-    h, system = np.full((1, number), 1e-3), sy.check_system(sy.table1(number))
+    h, system = np.full((1, number), 1e-3), sy.check_system(table1(number))
     rows = batching.HostBatch(sy.check_channels(h, number), system, 1)
     for place, stage in enumerate(enumeration.STAGES[1:], 2):
         for size in sizes:

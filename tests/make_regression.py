@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import reference
-from support import rivals
+from support import external_solvers as external
 
 from meco_jax import System, solve
 from meco_jax.exact.search import search
@@ -156,7 +156,7 @@ def cross_check(one, energy, clarabel=None):
     else:
         system = SimpleNamespace(**{n: x for n, x in one.items() if n != "h"})
         try:
-            _, decision = clarabel(len(one["h"])).solve(rivals.instance(system, one["h"]), 1e-5)
+            _, decision = clarabel(len(one["h"])).solve(external.instance(system, one["h"]), 1e-5)
         except ArithmeticError:  # Clarabel failed on a node
             return False
         true, tolerance = reference.allocate(refer(one), decision)[0], 2e-5
@@ -168,7 +168,7 @@ def make():
     """Answer all instances: the arrays of the file."""
     data = inputs()
     start = np.asarray(solve(*systems(data)[::-1], method="optimal").offload) > 0
-    rows, clarabel, left = [], functools.cache(rivals.Clarabel), CLARABEL[1]
+    rows, clarabel, left = [], functools.cache(external.Clarabel), CLARABEL[1]
     for index, k in enumerate(data["K"]):
         one = take(data, index)
         row = answer(one, start[index, :k])

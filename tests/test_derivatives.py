@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from cases import quick_environment
 
-from meco_jax import Policy, System, allocate, pad_devices, solve
+from meco_jax import Policy, System, allocate, pad_devices, sample_channels, solve, table1
 from meco_jax import system as sy
 from meco_jax.paper import network as nw
 
@@ -238,7 +238,7 @@ def test_gradients_of_a_decision(rng):
 
 def test_policy_energies_have_their_own_slope(rng):
     """The slopes of the binary layer are for learning; the decision does not move with h."""
-    system = sy.check_system(sy.table1(4))
+    system = sy.check_system(table1(4))
     variables = nw.init_variables(nw.Network((8,)), jax.random.key(0), 4)
     h = jnp.asarray(np.sqrt(1e-6 * rng.exponential(size=(6, 4))), jnp.float32)
     for role in ("student", "teacher"):
@@ -252,9 +252,9 @@ def test_policy_energies_have_their_own_slope(rng):
 
 
 def test_a_gain_of_nothing_has_a_derivative_in_its_mean(monkeypatch):
-    system = sy.table1(1)
+    system = table1(1)
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.array([0.0, 0.5]))
-    total = lambda mean: jnp.sum(sy.sample_channels(  # noqa: E731
+    total = lambda mean: jnp.sum(sample_channels(  # noqa: E731
         jax.random.key(0), system.replace(mean_gain=mean), 2
     ))  # fmt: skip
     wanted = 0.5 * np.sqrt(np.log(2) / 1e-6)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from cases import ROOT, TINY, flip, inside, one_line, quick_environment, read_results, run
-from support import trainings
+from support import csv_tables, trainings
 
 from meco_jax import load_policy, sample_channels, solve, table1
 from meco_jax.runtime.checkpoints import is_whole
@@ -275,9 +275,9 @@ def test_delay_cdf_draws_figure_6(tmp_path):
     assert (tmp_path / "figure6.png").stat().st_size > 5000
 
 
-def test_grid_draws_the_plane(tmp_path):
+def test_plane_draws_savings_and_gaps(tmp_path):
     flags = ("--num_devices=2,3", "--slots=0.5,1", "--seeds=0", *TINY[2:])
-    result = run(*flags, f"--output_dir={tmp_path}", script="grid")
+    result = run(*flags, f"--output_dir={tmp_path}", script="plane")
     assert result.returncode == 0, result.stderr
     assert len(read_results(tmp_path)) == 4 * 8
     assert (tmp_path / "plane.png").stat().st_size > 5000
@@ -377,8 +377,38 @@ def test_lanes_measures_speed_memory_and_ratio(tmp_path):
 
 
 def test_claims_are_checked_against_the_committed_tables():
-    result = inside(f"--tables={ROOT / 'experiments' / 'figures'}", script="claims")
+    result = inside(f"--tables={ROOT / 'experiments' / 'figures'}", script="paper_claims")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) == 2 + 8 + 7 + 3
     assert set(lines) <= set((ROOT / "experiments" / "RESULTS.md").read_text().splitlines())
+
+
+def test_slopes_compares_finished_runs(finished, tmp_path):
+    """On Figure 4's table at K = 20, and two records that differ in the slope."""
+    with open(ROOT / "experiments" / "figures" / "figure4.csv") as file:
+        header, *lines = file.read().splitlines(keepends=True)
+    record = json.loads((finished[0] / "run.json").read_text())
+    for name in ("zero", "teacher"):
+        record["flags"]["slope"] = name
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+        rows = [line for line in lines if line.startswith("20,")]
+        (tmp_path / name / "results.csv").write_text("".join([header, *rows]))
+    out = f"--output_dir={tmp_path / 'out'}"
+    result = inside(f"--runs={tmp_path}/zero,{tmp_path}/teacher", out, script="slopes")
+    assert result.returncode == 0, result.stderr
+    zero, teacher = csv_tables.read_csv(tmp_path / "out" / "slopes.csv")
+    assert (zero.pop("method"), teacher.pop("method")) == ("zero", "teacher")
+    assert zero == teacher
+    energy = {name: [float(line.split(",")[4]) for line in rows if f",{name}," in line]
+              for name in ("bcos_raw", "bcos", "optimal")}  # fmt: skip
+    over = {name: sum(each) / sum(energy["optimal"]) - 1 for name, each in energy.items()}
+    assert zero["energy_raw"] == pytest.approx(over["bcos_raw"], rel=1e-6)
+    assert zero["energy_made_feasible"] == pytest.approx(over["bcos"], rel=1e-5)
+    assert 0 < zero["feasible_fraction"] < zero["deadline_met_fraction"] < 1
+    twice = inside(f"--runs={tmp_path}/zero,{tmp_path}/zero", out, script="slopes")
+    one_line(twice, "--runs must have settings of their own; got zero, zero")
+    (tmp_path / "zero" / "run.json").write_text("{}")
+    broken = inside(f"--runs={tmp_path}/zero", out, script="slopes")
+    one_line(broken, "zero/run.json must be the record of a run of sweep_k.py")

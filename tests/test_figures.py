@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import result_figures
 from matplotlib import colors, image
+from support import gap_plots, plots
 
 from meco_jax import figures
 
@@ -123,10 +124,10 @@ def differ(one, other):
 
 def test_styles_differ_in_grey_print():
     schemes = [style for _, style in figures.SCHEMES.values()]
-    many = [figures.line_style(n, 20) for n in range(20)]
-    for styles in (schemes, figures.LINES, many, list(figures.FAMILIES.values())):
+    many = [plots.line_style(n, 20) for n in range(20)]
+    for styles in (schemes, plots.LINES, many, list(plots.FAMILIES.values())):
         assert all(differ(*pair) for pair in itertools.combinations(styles, 2))
-    for one, other in itertools.combinations(map(colors.to_rgb, figures.COLORS), 2):
+    for one, other in itertools.combinations(map(colors.to_rgb, plots.COLORS), 2):
         assert np.linalg.norm(np.subtract(one, other)) > 0.2  # no two blues alike
 
 
@@ -137,7 +138,7 @@ def test_training_figure(points):
     history = {"step": steps} | {f"teacher_{m}": np.ones((points, 2)) for m in metrics}
     student = history | {f"student_{m}": np.full((points, 2), 2.0) for m in metrics}
     student["student_violation"] = np.zeros((points, 2))
-    figure = figures.training_figure({"BCOS": student, "PCOS": history}, ["K = 4", "K = 8"])
+    figure = plots.training_figure({"BCOS": student, "PCOS": history}, ["K = 4", "K = 8"])
     assert len(figure.axes) == 6
     assert all(len(axes.lines) == 2 for axes in figure.axes)
     assert figure.axes[0].lines[0].get_ydata()[0] == 2.0
@@ -181,7 +182,7 @@ def test_plane_figure_leaves_cells_without_answers_white():
          "infeasible_fraction": k / 100}
         for k in (4, 8) for t in (0.3, 0.5, 1.0) for scheme, energy in (("bcos", 1), ("mcos", 4))
     ]  # fmt: skip
-    saved, gap, infeasible = figures.plane_figure(rows).axes[:3]
+    saved, gap, infeasible = plots.plane_figure(rows).axes[:3]
     assert [t.get_text() for t in gap.texts] == ["3.0", "5.0", "5.0", "10", "10"]
     assert [t.get_text() for t in saved.get_yticklabels()] == ["0.3", "0.5", "1"]
     assert {t.get_text() for t in saved.texts} == {"75"}
@@ -190,7 +191,7 @@ def test_plane_figure_leaves_cells_without_answers_white():
 
 def test_gaps_below_the_axis_are_drawn_where_they_are():
     gaps = {"a": [0.02, 0.0, 3e-8], "b": [0.02, 0.0, 0.0]}
-    figure = figures.gap_figure([figures.GapPanel("K", [2, 4, 8], gaps, inside=(3, 5))])
+    figure = gap_plots.gap_figure([gap_plots.GapPanel("K", [2, 4, 8], gaps, inside=(3, 5))])
     (axes,) = figure.axes
     for line, values in zip(axes.lines, gaps.values()):
         np.testing.assert_allclose(line.get_ydata(), 100 * np.asarray(values))
@@ -201,10 +202,10 @@ def test_gaps_below_the_axis_are_drawn_where_they_are():
     assert figure.legends[0].get_texts()[-1].get_text() == "the training's range"
     (shade,) = axes.patches
     assert (shade.get_x(), shade.get_x() + shade.get_width()) == (3, 5)  # the training's side
-    plain = figures.gap_figure([figures.GapPanel("K", [2, 4, 8], {"a": [0.02, 0.1, 0.2]})])
+    plain = gap_plots.gap_figure([gap_plots.GapPanel("K", [2, 4, 8], {"a": [0.02, 0.1, 0.2]})])
     assert plain.axes[0].get_yscale() == "log"
     steps = np.arange(80, 4801, 80)
-    long = figures.gap_figure([figures.GapPanel("step [-]", steps, {"a": 1 / steps})])
+    long = gap_plots.gap_figure([gap_plots.GapPanel("step [-]", steps, {"a": 1 / steps})])
     assert len(long.axes[0].get_xticks()) < 10
 
 
@@ -216,14 +217,14 @@ def test_frontier_and_scale_figures():
         for k in (4, 8)
         for name, family, gap, kept in (("a", "greedy", 1e-2, 0.5), ("b", "public", 0.0, 1.0))
     ]  # fmt: skip
-    figure = figures.frontier_figure(rows)
+    figure = plots.frontier_figure(rows)
     assert len(figure.axes) == 4
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == ["a (50, 50 % keep C1-C5)", "b"]
     marks = [(line.get_xdata()[0], line.get_ydata()[0]) for line in figure.axes[0].lines
              if len(line.get_xdata()) == 1]  # fmt: skip
     assert sorted(marks) == [(0.0, 1), (0.0, 1), (1.0, 0), (2.0, 0)]  # [%], none lifted
-    time, _, gap = figures.scale_figure(rows, 1.0).axes
+    time, _, gap = plots.scale_figure(rows, 1.0).axes
     assert "K^1.00" in time.get_title()
     np.testing.assert_allclose(gap.lines[0].get_ydata(), [1.0, 0.0, 1.0, 0.0])
 

@@ -9,7 +9,7 @@ import reference
 from cases import check_solution, pad_to, random_case, stack
 from hypothesis import given
 from hypothesis import strategies as st
-from support import rivals
+from support import external_solvers as external
 
 from meco_jax import allocate, sample_channels, sample_systems, solve, table1
 from meco_jax import system as sy
@@ -92,10 +92,10 @@ def test_against_brute_force():
 def test_against_an_independent_solver():
     """Branch and bound over convex programs, by CVXPY and Clarabel: K = 1-20."""
     rng, feasible, failed = np.random.default_rng(22), 0, 0
-    clarabel = functools.cache(rivals.Clarabel)
+    clarabel = functools.cache(external.Clarabel)
     for trial, (system, h, _) in enumerate(draw(rng, 42, largest=20)):
         try:
-            problem = rivals.instance(system, np.asarray(h))
+            problem = external.instance(system, np.asarray(h))
             expected, decision = clarabel(len(h)).solve(problem, 1e-5, most_nodes=800)
         except ArithmeticError:  # equal devices make large trees
             failed += 1
@@ -113,12 +113,12 @@ def test_against_an_independent_solver():
     assert failed <= 4
 
 
-@pytest.mark.skipif(not rivals.has_scip(), reason="needs pyscipopt, extra bench")
+@pytest.mark.skipif(not external.has_scip(), reason="needs pyscipopt, extra bench")
 @pytest.mark.parametrize("nonlinear", [False, True])
 def test_against_scip(nonlinear):
     system = table1(6, slot=0.3, seed=1)
     for h in np.asarray(sample_channels(jax.random.key(4), system, 3)):
-        _, decision = rivals.scip(rivals.instance(system, h), 1e-4, 30.0, nonlinear)
+        _, decision = external.scip(external.instance(system, h), 1e-4, 30.0, nonlinear)
         energy = optimal_set(system, h, jnp.asarray(decision, h.dtype)).energy
         np.testing.assert_allclose(solve(h, system, method="optimal").energy, energy, rtol=1e-3)
 

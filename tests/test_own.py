@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from cases import TINY, inside, one_line, run
-from support import common, trainings
+from support import common, list_flags, trainings
 
 from meco_jax import make_grid, table1
 from meco_jax.paper import sweep
@@ -114,7 +114,7 @@ def devices(folder, **fields):
     return folder / "own.npz"
 
 
-@pytest.mark.parametrize("script", ["sweep_k", "sweep_t", "delay_cdf", "grid", "constraints"])
+@pytest.mark.parametrize("script", ["sweep_k", "sweep_t", "delay_cdf", "plane", "constraints"])
 def test_physics_reach_every_sweep(script, mine, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(trainings, "train_and_evaluate", lambda *at: asked.append(at) or sys.exit())
@@ -208,7 +208,7 @@ def test_a_grid_of_ones_own_devices(tmp_path):
     ],
 )  # fmt: skip
 def test_ranges_of_list_flags(text, members):
-    assert common._range(text) == members.split(" ")
+    assert list_flags._range(text) == members.split(" ")
 
 
 def test_ranges_mix_with_numbers(tmp_path):

@@ -47,9 +47,9 @@ def test_permuting_devices_permutes_the_answer(rng):
         system, h, _ = random_case(rng, 7, slot=0.5, log_base=np.e)
         order = rng.permutation(7)
         per_device = ("task_bits", "cycles_per_bit", "cpu_hz", "weight")
-        turned = system.replace(**{n: getattr(system, n)[order] for n in per_device})
+        permuted = system.replace(**{n: getattr(system, n)[order] for n in per_device})
         plain = decide(policy, system, h, effort=effort)
-        other = decide(policy, turned, h[order], effort=effort)
+        other = decide(policy, permuted, h[order], effort=effort)
         np.testing.assert_array_equal(plain.offload[order], other.offload)
         np.testing.assert_allclose(plain.energy, other.energy, rtol=1e-6)
 

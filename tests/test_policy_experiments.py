@@ -61,7 +61,7 @@ def test_evaluate_policy_measures_gaps(tmp_path):
 
 
 def test_gradients_compares_and_goes_on(tmp_path):
-    tiny = ("--ways=sign,exact", "--seeds=2", "--epochs=4", "--test_channels=20",
+    tiny = ("--estimators=sign,exact", "--seeds=2", "--epochs=4", "--test_channels=20",
             "--validation_channels=10", "--learning_rates=1e-3,1e-2", "--num_devices=3",
             "--log_bases=10", "--batch_size=8", f"--output_dir={tmp_path}")  # fmt: skip
     result = run(*tiny, script="gradients")
@@ -81,6 +81,7 @@ def test_gradients_compares_and_goes_on(tmp_path):
     for flag, message in (
         ("--test_channels=30", "--test_channels must be 20 to go on with the run in"),
         ("--learning_rates=1", "--learning_rates must be ['1e-3', '1e-2'] to go on"),
-        ("--ways=magic", "--ways must be different names among sign, "),
+        ("--ways=magic", "--estimators must be different names among sign, "),  # deprecated
+        ("--estimators=magic", "--estimators must be different names among sign, "),
     ):
         one_line(inside(*tiny, flag, script="gradients"), message)

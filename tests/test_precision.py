@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from cases import quick_environment, run
 
-from meco_jax import pretrained, system
+from meco_jax import pretrained, system, table1
 from meco_jax.exact import schemes
 from meco_jax.exact.enumeration import STAGES, optimal
 
@@ -67,7 +67,7 @@ def test_float32_stays_within_its_budget(tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_matrix_products_of_the_physics_are_exact(name):
     """On accelerators the default is bfloat16 or TF32; the policy's network alone may use it."""
-    table = system.check_system(system.table1(9))
+    table = system.check_system(table1(9))
     closed = jax.make_jaxpr(METHODS[name])(table, jnp.ones(9))
     products = list(dots(closed.jaxpr))
     highest = (jax.lax.Precision.HIGHEST,) * 2

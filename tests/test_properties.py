@@ -1,7 +1,7 @@
 """What the guide promises of ``solve``, on inputs far beyond the usual.
 
-In CI 40 examples a test, always the same. ``MECO_FUZZ=1000 pytest tests/test_properties.py`` takes
-that many, at random; each has ``CHANNELS`` channels.
+In CI 40 examples per test, always the same. ``MECO_FUZZ=1000 pytest tests/test_properties.py``
+takes that many, at random; each has ``CHANNELS`` channels.
 """
 
 import functools
@@ -100,10 +100,10 @@ def test_order_units_and_padding_change_nothing(method, knobs):
     plain = energies(method, h, system)
     same = functools.partial(assert_same, plain, slack, on_edge(system, h))
     order = np.random.default_rng(knobs.seed).permutation(knobs.size)
-    turned = {name: getattr(system, name)[:, order] for name in ("task_bits", "cycles_per_bit",
+    permuted = {name: getattr(system, name)[:, order] for name in ("task_bits", "cycles_per_bit",
               "cpu_hz", "weight", "active")}  # fmt: skip
     if method != "bcos":  # its ties may fall otherwise: see the tests of the policy
-        same(energies(method, h[:, order], system.replace(**turned)))
+        same(energies(method, h[:, order], system.replace(**permuted)))
     same(energies(method, h, system.replace(weight=system.weight * 4)) / 4)
     slower = system.replace(
         slot=system.slot * 2, bandwidth=system.bandwidth / 2, cpu_hz=system.cpu_hz / 2,

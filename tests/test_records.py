@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import ROOT, TINY, fresh_flags, inside, one_line
-from support import common, records, trainings
+from support import common, csv_tables, gap_plots, plots, records, trainings
 
 from meco_jax import TrainConfig, figures, make_grid
 from meco_jax.learned.training import PolicyConfig, check_policy_config
@@ -154,8 +154,8 @@ def test_json_is_read_by_all():
 
 def test_infinite_energies_go_through_a_table(tmp_path):
     rows = [{"scheme": "bcos", "energy_mean_j": x} for x in (np.inf, -np.inf, np.nan, 0.1)]
-    common.write_csv(tmp_path / "a.csv", rows)
-    read = [row["energy_mean_j"] for row in common.read_csv(tmp_path / "a.csv")]
+    csv_tables.write_csv(tmp_path / "a.csv", rows)
+    read = [row["energy_mean_j"] for row in csv_tables.read_csv(tmp_path / "a.csv")]
     np.testing.assert_array_equal(read, [row["energy_mean_j"] for row in rows])
 
 
@@ -216,7 +216,7 @@ def test_lanes_sweep_fields_of_devices_too():
 
 
 def learning(name):
-    """A way to learn with two trainings: runs.csv or history.csv."""
+    """A gradient estimator with two trainings: runs.csv or history.csv."""
     place = "num_devices" if name == "runs" else "step"
     one = {"method": "sign", "learning_rate": 0.1, "log_base": 2, "gap": 1.0, "gap_mean": 1.0,
            "gap_worst": 2.0, "within_deadline": 0.5}  # fmt: skip
@@ -239,7 +239,7 @@ def committed(name):
 TABLES = {  # by script: what it reads, the last one damaged, and a column that it needs
     "sweep_k": ({"results": committed("figure4")}, "energy_mean_j"),
     "sweep_t": ({"results": committed("figure5")}, "energy_mean_j"),
-    "grid": ({"results": committed("plane")}, "gap_to_optimum_mean"),
+    "plane": ({"results": committed("plane")}, "gap_to_optimum_mean"),
     "delay_cdf": ({"results": committed("figure6"),
                    "cdf": committed("figure6_cdf")}, "sending_time_s"),
     "constraints": ({"constraints": committed("constraints")}, "kept_realised"),
@@ -250,7 +250,7 @@ TABLES = {  # by script: what it reads, the last one damaged, and a column that 
                    "history": lambda: write(learning("history"))}, "gap"),
     "lanes": ({"results": committed("lanes")}, "peak_mb"),
     "soak": ({"memory": committed("soak_memory"), "latency": committed("soak")}, "p99_us"),
-    "claims": ({"figure5": committed("figure5"), "figure6": committed("figure6"),
+    "paper_claims": ({"figure5": committed("figure5"), "figure6": committed("figure6"),
                 "figure4": committed("figure4")}, "energy_mean_j"),
 }  # fmt: skip
 
@@ -270,8 +270,8 @@ def test_tables_that_other_programs_touched_are_one_line(script, tmp_path):
     path, good = tmp_path / f"{name}.csv", text()
     header, first, *rest = good.splitlines(keepends=True)
     half, twice = first[: len(first) // 2] + "\n", header + first + first + "".join(rest)
-    flag = "--tables" if script == "claims" else "--output_dir"
-    command = f"{flag}={tmp_path}", *(() if script == "claims" else ("--plot_only",))
+    flag = "--tables" if script == "paper_claims" else "--output_dir"
+    command = f"{flag}={tmp_path}", *(() if script == "paper_claims" else ("--plot_only",))
     number = f", line 3: {column} must be a number or empty; got 'many'"
     for bad, message in (
         ("", " must end with a line break; it is empty"),
@@ -295,21 +295,21 @@ def test_tables_that_other_programs_touched_are_one_line(script, tmp_path):
     assert not list(tmp_path.glob("*.p*"))  # nothing is drawn
 
 
-@pytest.mark.parametrize("script", ["sweep_k", "sweep_t", "grid", "delay_cdf", "claims"])
+@pytest.mark.parametrize("script", ["sweep_k", "sweep_t", "plane", "delay_cdf", "paper_claims"])
 def test_a_sweep_that_is_not_whole_is_one_line(script, tmp_path):
     tables, _ = TABLES[script]
     for name, text in tables.items():
         (tmp_path / f"{name}.csv").write_text(text())
-    path = tmp_path / (f"{name}.csv" if script == "claims" else "results.csv")
+    path = tmp_path / (f"{name}.csv" if script == "paper_claims" else "results.csv")
     header, *rows = path.read_text().splitlines(keepends=True)
-    flag = "--tables" if script == "claims" else "--output_dir"
-    command = f"{flag}={tmp_path}", *(() if script == "claims" else ("--plot_only",))
+    flag = "--tables" if script == "paper_claims" else "--output_dir"
+    command = f"{flag}={tmp_path}", *(() if script == "paper_claims" else ("--plot_only",))
     scheme = header.split(",").index("scheme")
     cut = [row for row in rows if row.split(",")[scheme] != "mcos"]
     for lines, message in (
         (rows[1:], "must have a row for "),
         (rows[:-1], "must have a row for "),
-        (cut, "must have rows for scheme = " if script in ("grid", "claims") else None),
+        (cut, "must have rows for scheme = " if script in ("plane", "paper_claims") else None),
     ):
         if message:
             path.write_text(header + "".join(lines))
@@ -328,7 +328,7 @@ def test_other_programs_may_add_what_changes_nothing(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     (tmp_path / "b.csv").write_text(good)
     columns = "num_devices", "scheme", "energy_mean_j"
-    first, second = (common.read_csv(tmp_path / f"{name}.csv", columns) for name in "ab")
+    first, second = (csv_tables.read_csv(tmp_path / f"{name}.csv", columns) for name in "ab")
     assert first == second
     assert list(first[0]) == list(columns)
 
@@ -358,16 +358,16 @@ def test_nothing_is_left_out_of_a_figure():
     np.testing.assert_array_equal(lines["droo: 0.0 % late, 0.0 % break C1-C5"], [0, 0.5, 1])
     assert len(lines) == len(names) + 1  # the deadline
     gaps = {f"effort {n}": [0.1, 0.2] for n in range(9)}
-    empty = figures.GapPanel("nothing feasible", [], {"effort 0": []})
-    beyond = figures.gap_figure([figures.GapPanel("K", [1, 2], gaps), empty])
+    empty = gap_plots.GapPanel("nothing feasible", [], {"effort 0": []})
+    beyond = gap_plots.gap_figure([gap_plots.GapPanel("K", [1, 2], gaps), empty])
     assert [len(axes.lines) for axes in beyond.axes if axes.get_visible()] == [9, 1]
     lanes = [{"method": f"{n}", "lanes": 1, "channels": 1, "lane_steps_per_s": 1.0, "peak_mb": 1.0,
               "p50_us": 1.0, "p99_us": 2.0} for n in range(9)]  # fmt: skip
     memory = [{"seconds": 1.0, "memory_mb": 1.0, "programs": 1}]
-    for figure in (figures.lanes_figure(lanes), figures.soak_figure(memory, lanes)):
+    for figure in (plots.lanes_figure(lanes), plots.soak_figure(memory, lanes)):
         assert [len(axes.lines) for axes in figure.axes[-2:]] == [9, 9]
     place = {"num_devices": 4, "channels_per_second": 1.0, "feasible_fraction": 1.0}
-    frontier = figures.frontier_figure([
+    frontier = plots.frontier_figure([
         place | {"method": family, "family": family, "gap_mean": 0.1, "gap_worst": 0.2}
         for family in ("greedy", "mine", "yours")
     ])  # fmt: skip
@@ -381,7 +381,7 @@ def test_nothing_is_left_out_of_a_figure():
 def test_flags_of_the_killed_runs_are_known():
     """A flag that is renamed would only be missed in a long run."""
     with fresh_flags():
-        scripts = runpy.run_path(str(ROOT / "experiments" / "kills.py"))["SCRIPTS"]
+        scripts = runpy.run_path(str(ROOT / "experiments" / "crash_recovery.py"))["SCRIPTS"]
     for name, one in scripts.items():
         text = (ROOT / "experiments" / f"{name}.py").read_text()
         text += (ROOT / "experiments" / "support" / "trainings.py").read_text()

@@ -72,8 +72,8 @@ def test_csv_that_drifted_are_found_line_by_line(tmp_path):
 
 
 def test_placeholders_that_cannot_be_filled_are_named():
-    template = "a {{ value:certify.channels }} {{ claim:kills.nothing_differs }}\n"
-    template += "{{ table:none }}\n{{ value:kills.none }}\n{{ claim:certify.channels }}\n"
+    template = "a {{ value:certify.channels }} {{ claim:crash_recovery.nothing_differs }}\n"
+    template += "{{ table:none }}\n{{ value:crash_recovery.none }}\n{{ claim:certify.channels }}\n"
     template += "{{ mean:figure4.feasible_fraction scheme=none }} {{ mean:figure4.none }}\n{{ x }}"
     text, problems = render_results.fill(template, FIGURES)
     assert text.splitlines()[0] == "a 72000"
@@ -103,7 +103,7 @@ def test_a_claim_that_fails_stops_the_rendering(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", reproduce.RUNS)
 def test_checks_hold_on_the_tables_themselves(name):
-    rows = reproduce.common.read_csv(FIGURES / f"{name}.csv")
+    rows = reproduce.csv_tables.read_csv(FIGURES / f"{name}.csv")
     findings = reproduce.compare(name, FIGURES, rows)
     assert len(findings) == len(reproduce.CHECKS[name])
     assert all(finding.holds for finding in findings), findings
@@ -122,7 +122,7 @@ def test_checks_hold_on_the_tables_themselves(name):
     ],
 )
 def test_a_drift_is_found(name, column, value, what):
-    rows = reproduce.common.read_csv(FIGURES / f"{name}.csv")
+    rows = reproduce.csv_tables.read_csv(FIGURES / f"{name}.csv")
     drifted = [row | {column: value} for row in rows]
     found = [f.what for f in reproduce.compare(name, FIGURES, drifted) if not f.holds]
     assert any(text.startswith(what) for text in found), found

@@ -109,21 +109,21 @@ def changed(before, after):
 
 def test_each_step_updates_its_own_branches():
     system, run, batch = start(TINY)
-    teacher, metrics = tr.teacher_step(run.state, batch, system=system, config=TINY)
+    teacher, metrics = tr.network_step(run.state, batch, "teacher", system=system, config=TINY)
     assert changed(run.state.params, teacher.params) == {
         "decision",
         "teacher_time",
         "teacher_power",
     }
     assert teacher.teacher.violation == metrics["teacher_violation"]
-    student, _ = tr.student_step(run.state, batch, system=system, config=TINY)
+    student, _ = tr.network_step(run.state, batch, "student", system=system, config=TINY)
     assert changed(run.state.params, student.params) == {
         "decision",
         "student_time",
         "student_power",
     }
     both, metrics = tr.alternating_step(run.state, batch, system=system, config=TINY)
-    composed, _ = tr.student_step(teacher, batch, system=system, config=TINY)
+    composed, _ = tr.network_step(teacher, batch, "student", system=system, config=TINY)
     composed, _ = tr.multiplier_step(composed, system=system, config=TINY)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), both, composed)
     assert all(np.ndim(value) == 0 for value in metrics.values())
@@ -151,7 +151,7 @@ def test_slope_zero_starves_the_decision_branch(slope):
     """The vanishing gradient that the paper sets out from, and its cures."""
     config = TINY.replace(slope=slope)
     system, run, batch = start(config)
-    after, _ = tr.student_step(run.state, batch, system=system, config=config)
+    after, _ = tr.network_step(run.state, batch, "student", system=system, config=config)
     assert ("decision" in changed(run.state.params, after.params)) == (slope != "zero")
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import claims
 import numpy as np
-
-from meco_jax.figures import ROUNDING
+import paper_claims
+from support.plots import ROUNDING
 
 Rows = list[dict[str, Any]]
 Lines = list[list[str]]  # cells
 LACKS = KeyError, IndexError, ValueError, TypeError  # of columns and rows that are not there
-QUANTITIES = {"best_nats": "spectral efficiency at a price", "priced_cost": "cost at a price",
+QUANTITIES = {"best_efficiency": "spectral efficiency at a price", "priced_cost": "cost at a price",
               "required_ratio": "part that must be sent"}  # fmt: skip
 
 
@@ -54,7 +53,7 @@ def slope(rows: Rows) -> float:
 def figure4(rows: Rows) -> Lines:
     """Write the table of Figure 4: means over seeds; a gap is energy / optimum - 1 of a channel."""
     optimum, gap, to_bound, kept, on_time, infeasible = (
-        claims.means(rows, "num_devices", column) for column in
+        paper_claims.means(rows, "num_devices", column) for column in
         ("energy_mean_j", "gap_to_optimum_mean", "gap_to_bound_mean", "feasible_fraction",
          "deadline_met_fraction", "infeasible_fraction")
     )  # fmt: skip
@@ -80,7 +79,7 @@ def figure4(rows: Rows) -> Lines:
 
 
 def constraints(rows: Rows) -> Lines:
-    """Write what the raw networks keep: a line a setting, a column a network and K."""
+    """Write what the raw networks keep: a line per setting, a column per network and K."""
     devices = list(dict.fromkeys(row["num_devices"] for row in rows))
     names = {"bcos_raw": "BCOS", "pcos_learned": "PCOS"}
     header = ["alpha", "margin"]
@@ -99,10 +98,10 @@ def constraints(rows: Rows) -> Lines:
 
 
 def paper(*tables: Rows) -> Lines:
-    """Write the lines of claims.py."""
+    """Write the lines of paper_claims.py."""
     lines = [["figure", "the paper says", "checked on", "holds", "measured"]]
     for figure, rows in zip((4, 5, 6), tables):
-        judge = {4: claims.figure4, 5: claims.figure5, 6: claims.figure6}[figure]
+        judge = {4: paper_claims.figure4, 5: paper_claims.figure5, 6: paper_claims.figure6}[figure]
         for sentence, side, verdict, measured in judge(rows):
             lines.append([str(figure), sentence, side, "yes" if verdict else "no", measured])
     return lines
@@ -142,7 +141,7 @@ def certify(rows: Rows) -> Lines:
 
 
 def scale(rows: Rows) -> Lines:
-    """Write time, memory and gap: a column a K."""
+    """Write time, memory and gap: a column per K."""
     return [
         ["K", *(f"{r['num_devices']:g}" for r in rows)],
         ["time per channel [ms]", *(number(r["us_per_channel"] / 1e3) for r in rows)],
@@ -186,7 +185,7 @@ def gradients(rows: Rows) -> Lines:
 
 
 def lanes(rows: Rows) -> Lines:
-    """Write speed and memory of many trainings in one call: a column a number of lanes."""
+    """Write speed and memory of many trainings in one call: a column per number of lanes."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     numbers = dict.fromkeys(row["lanes"] for row in rows)
     lines = [["lanes", *(f"{n:g}" for n in numbers)]]
@@ -201,7 +200,7 @@ def lanes(rows: Rows) -> Lines:
 
 
 def ratios(rows: Rows) -> Lines:
-    """Write one call against a call for each lane: a column a number of steps."""
+    """Write one call against a call for each lane: a column per number of steps."""
     columns = {"one call [s]": "one_call_s", "separate calls [s]": "separate_calls_s",
                "ratio of times": "ratio", "ratio of CPU times": "cpu_ratio"}  # fmt: skip
     return [["steps", *(f"{row['steps']:g}" for row in rows)]] + [
@@ -210,7 +209,7 @@ def ratios(rows: Rows) -> Lines:
 
 
 def precision(rows: Rows) -> Lines:
-    """Write float32's errors: a line a quantity, the largest over the methods that have it."""
+    """Write float32's errors: a line per quantity, the largest over the methods that have it."""
     lines = [["quantity", "median", "99th percentile", "largest", "budget"]]
     columns = "error_median", "error_p99", "error_max", "budget"
     for name in dict.fromkeys(row["quantity"].split(": ")[-1] for row in rows):
@@ -222,7 +221,7 @@ def precision(rows: Rows) -> Lines:
 
 
 def soak(rows: Rows) -> Lines:
-    """Write the latency of calls under load: a line a method and range of batch sizes."""
+    """Write the latency of calls under load: a line per method and range of batch sizes."""
     lines = [["method", "channels per call", "batch sizes", "p50 [ms]", "p99 [ms]"]]
     for method in dict.fromkeys(row["method"] for row in rows):
         for low, high in ((1, 1), (2, 15), (16, 127), (128, 2**30)):

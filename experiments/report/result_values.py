@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import claims
 import numpy as np
+import paper_claims
 
 from report.result_tables import Rows, slope
 
@@ -27,8 +27,8 @@ def by(rows: Rows, column: str, name: str = "method") -> dict[str, float]:
 
 def figure4(rows: Rows) -> Values:
     """Compare the schemes at the largest K, and MCOS with the optimum along K."""
-    gap = claims.means(rows, "num_devices", "gap_to_optimum_mean")
-    energy = claims.means(rows, "num_devices", "energy_mean_j")
+    gap = paper_claims.means(rows, "num_devices", "gap_to_optimum_mean")
+    energy = paper_claims.means(rows, "num_devices", "energy_mean_j")
     return {
         "mcos_least": 1 + gap["mcos"].min(),
         "mcos_most": 1 + gap["mcos"].max(),
@@ -59,7 +59,7 @@ def constraints(rows: Rows) -> Values:
 
 def figure5(rows: Rows) -> Values:
     """Compare the networks' mean energies with the optimum's from T = 0.9 s on."""
-    energy = claims.means(rows, "slot", "energy_mean_j")
+    energy = paper_claims.means(rows, "slot", "energy_mean_j")
     loose = np.array(sorted({row["slot"] for row in rows})) >= 0.9
     over = [energy[name][loose] / energy["optimal"][loose] - 1
             for name in ("bcos_raw", "pcos_learned")]  # fmt: skip
@@ -150,7 +150,7 @@ def gradients(rows: Rows) -> Values:
 
 
 def lanes(rows: Rows) -> Values:
-    """Read what a lane adds to the memory, and which way is quicker with all lanes."""
+    """Read what a lane adds to the memory, and which of both is quicker with all lanes."""
     first, last = (next(r for r in order if r["method"] == "lax.map")
                    for order in (rows, rows[::-1]))  # fmt: skip
     grown = (last["peak_mb"] - first["peak_mb"]) / (last["lanes"] - first["lanes"])
@@ -163,7 +163,7 @@ def precision(rows: Rows) -> Values:
     return {"within_budget": all(row["error_max"] <= row["budget"] for row in rows)}
 
 
-def kills(rows: Rows) -> Values:
+def crash_recovery(rows: Rows) -> Values:
     """Count kills and runs, read what they cost, and tell whether they changed nothing."""
     lost = [row["seconds_lost"] for row in rows if not row["method"].startswith("start")]
     return {
@@ -188,5 +188,5 @@ def soak_memory(rows: Rows) -> Values:
 VALUES: dict[str, Callable[[Rows], Values]] = {
     function.__name__: function for function in
     (figure4, slopes, constraints, figure5, figure6, figure6_cdf, plane, frontier, certify, scale,
-     gradients, lanes, precision, kills, soak_memory)
+     gradients, lanes, precision, crash_recovery, soak_memory)
 }  # fmt: skip

@@ -1,32 +1,24 @@
-"""What the experiments share: flags, the output folder, progress and csv."""
+"""What every experiment goes through: its common flags, its start and end, the output folder."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
-import io
-import itertools
 import math
 import multiprocessing
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from decimal import Decimal
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 import jax
-import numpy as np
 from absl import app, flags, logging
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from meco_jax.runtime.atomic import FolderLock, InUseError, write_atomically
+from meco_jax.runtime.atomic import FolderLock, InUseError
 from meco_jax.runtime.checkpoints import DamagedRunError, OtherRunError
 from support import records
 from support.records import keep_time as keep_time
@@ -34,10 +26,9 @@ from support.records import seconds as seconds
 from support.records import write_run as write_run
 
 FLAGS = flags.FLAGS
-WORDS = ("scheme", "method", "family", "script", "quantity")  # columns that are no numbers
+flags.disclaim_key_flags()  # what is defined here is the calling script's
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_FOLDER = (errno.EEXIST, errno.ENOTDIR)
-MOST_VALUES = 10_000  # in a range of a list flag
 MOST = 2**31 - 1  # of an integer: seeds beyond int32 would become others
 
 
@@ -49,67 +40,6 @@ def define_flags() -> None:
         "require_platform", None, ["cpu", "gpu", "tpu"],
         "stop unless JAX runs on this kind of device",
     )  # fmt: skip
-
-
-def integers(name: str, low: int, different: bool = True) -> list[int]:
-    """Read a list flag, see ``_listed``, as integers of at least ``low``, or stop with a line."""
-    try:
-        values = [int(text) for text in _listed(name)]
-    except ValueError:
-        values = []
-    alike = different and len(set(values)) < len(values)
-    if not values or alike or not low <= min(values) <= max(values) <= MOST:
-        kind = "different integers" if different else "integers"
-        stop(f"--{name} must be {kind} of at least {low}{_got(name)}")
-    return values
-
-
-def numbers(name: str, above: float) -> list[float]:
-    """Read a list flag, see ``_listed``, as numbers above a limit, or stop with a clear line.
-
-    "e" is a number too. They must differ as csv and file names show them.
-    """
-    try:
-        values = [math.e if text == "e" else float(text) for text in _listed(name)]
-    except ValueError:
-        values = []
-    alike = len({_cell(value) for value in values}) < len(values)
-    if not values or alike or not all(above < value < math.inf for value in values):
-        stop(f"--{name} must be different finite numbers above {above:g}{_got(name)}")
-    return values
-
-
-def _listed(name: str) -> list[str]:
-    """Read a list flag whose parts may be ranges, "start:stop" or "start:stop:step".
-
-    Both ends are included: "2,4:8:2" is 2, 4, 6, 8.
-    """
-    return [one for text in FLAGS[name].value or [] for one in _range(text)]
-
-
-def _range(text: str) -> list[str]:
-    """Spell out a range; what is none, or has no or too many members, stays as it is."""
-    try:
-        start, stop, *rest = map(Decimal, text.split(":"))  # decimal: 0.1 is a tenth
-        (step,) = rest or (Decimal(1),)
-        number = int((stop - start) / step) + 1
-    except (ArithmeticError, ValueError):
-        return [text]
-    if not step.is_finite() or step < 0 or stop < start or number > MOST_VALUES:
-        return [text]
-    return [f"{start + i * step:f}" for i in range(number)]
-
-
-def names(name: str, known: Sequence[str]) -> list[str]:
-    """Read a list flag as different ones of the known names, or stop with a clear line."""
-    values: list[str] = FLAGS[name].value or []
-    if not values or not set(values) <= set(known) or len(set(values)) < len(values):
-        stop(f"--{name} must be different names among {', '.join(known)}{_got(name)}")
-    return values
-
-
-def _got(name: str) -> str:
-    return f"; got {','.join(FLAGS[name].value or []) or 'none'}"
 
 
 def as_flags(error: Exception, prefix: str = "") -> str:
@@ -246,100 +176,6 @@ def prepare(resumes: bool = False) -> Path:
     return folder
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of the same columns as csv; NaN is an empty field."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _cell(value) for name, value in row.items()})
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
-
-
-def read_csv(
-    path: Path,
-    columns: Sequence[str] = (),
-    place: Sequence[str] = (),
-    whole: bool = False,
-    **needs: Sequence[Any],
-) -> list[dict[str, Any]]:
-    """Read what ``write_csv`` wrote, or stop with a line that names file, place and rule.
-
-    Other programs may have added a byte order mark, CRLF, or columns that are not asked for.
-
-    Args:
-        path: the file.
-        columns: those to read, by default all: numbers, empty ones NaN, but for those of words.
-        place: columns that tell rows apart: no two rows are alike in all of them.
-        whole: there is a row for every combination of the values in ``place``.
-        needs: by column, values that must be there.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        stop(f"{path} cannot be read: {error.strerror}")
-    except UnicodeDecodeError:
-        stop(f"{path} must be UTF-8 text")
-    if not text.endswith(("\n", "\r")):
-        stop(f"{path} must end with a line break; it is {'cut off' if text else 'empty'}")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        lines = [(reader.line_num, fields) for fields in reader if any(fields)]
-    except csv.Error as error:
-        stop(f"{path}, line {reader.line_num}: {error}")
-    header = lines[0][1] if lines else []
-    if len(header) == 1 and ";" in header[0]:
-        stop(f"{path} must have commas between its columns; got semicolons")
-    for name in columns or header:
-        if header.count(name) != 1:
-            stop(f"{path} must have one column {name or 'by each name'}; got {', '.join(header)}")
-    if len(lines) < 2:
-        stop(f"{path} must have rows; got {'the header alone' if header else 'none'}")
-    rows, seen = list[dict[str, Any]](), dict[tuple[Any, ...], int]()
-    for line, fields in lines[1:]:
-        if len(fields) != len(header):
-            stop(f"{path}, line {line} must have {len(header)} fields; got {len(fields)}")
-        cells = dict(zip(header, fields))
-        rows.append({name: _value(path, line, name, cells[name]) for name in columns or header})
-        at = tuple(rows[-1][name] for name in place)
-        if any(value != value for value in at):
-            stop(f"{path}, line {line} must have {' and '.join(place)}; got {_where(place, at)}")
-        if place and at in seen:
-            stop(f"{path}, line {line} must differ from line {seen[at]}; got {_where(place, at)}")
-        seen[at] = line
-    for at in itertools.product(*map(dict.fromkeys, zip(*seen))) if whole else ():
-        if at not in seen:
-            stop(f"{path} must have a row for {_where(place, at)}")
-    for name, values in needs.items():
-        for value in values:
-            if not any(row[name] == value for row in rows):
-                stop(f"{path} must have rows for {_where([name], [value])}")
-    return rows
-
-
-def _value(path: Path, line: int, name: str, text: str) -> Any:
-    """Read a cell."""
-    rule = "a number or empty"
-    if name in WORDS:
-        rule = "a name"
-        if text:
-            return text
-    else:
-        with contextlib.suppress(ValueError):
-            return float(text or "nan")
-    stop(f"{path}, line {line}: {name} must be {rule}; got {text!r}")
-
-
-def _where(place: Sequence[str], at: Sequence[Any]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in zip(place, map(_cell, at)))
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.8g}"
-    return value
-
-
 def clock(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, tuple[float, float]]:
     """Time functions side by side: seconds of the first call, and of the fastest later one."""
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -364,51 +200,3 @@ def alone(
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-class Bar:
-    """A progress bar with the time left; plain lines where the output is no terminal."""
-
-    def __init__(self, total: float) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        console = Console()
-        self._live = console.is_terminal
-        self._progress = Progress(*columns, console=console, disable=not self._live)
-        self._task = self._progress.add_task("", total=total)
-        self._total, self._done, self._skipped, self._shown = total, 0.0, 0.0, 0
-        self._start = time.monotonic()
-
-    def skip(self, amount: float) -> None:
-        """Count ``amount`` of the total as done by an earlier run."""
-        self._skipped += amount
-        self._done += amount
-
-    def advance(self, amount: float, text: str) -> None:
-        """Count ``amount`` more of the total as done and show ``text``."""
-        self._done += amount
-        self._progress.update(self._task, completed=self._done, description=text)
-        percent = int(100 * self._done / self._total + 1e-9)
-        if not self._live and percent // 5 > self._shown // 5:
-            self._shown = percent
-            elapsed = time.monotonic() - self._start
-            left = elapsed * (self._total - self._done) / max(self._done - self._skipped, 1e-9)
-            print(f"{percent:3d} %  {elapsed:5.0f} s done  {left:5.0f} s left  {text}", flush=True)
-
-    def __enter__(self) -> Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()

@@ -31,6 +31,7 @@ from meco_jax.system import SYSTEM_RANGES, check_system
 from support import common
 
 FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # what is defined here is the calling script's
 PHYSICS = {  # fields of ``System`` that are one number for all devices: meaning
     "bandwidth": "W [Hz]",
     "noise_power": "N0 [W]",

@@ -31,9 +31,10 @@ from meco_jax.paper.training import check_config
 from meco_jax.runtime.checkpoints import OtherRunError
 from meco_jax.runtime.loop import History
 from meco_jax.solver import Scheme
-from support import common, own
+from support import common, csv_tables, list_flags, own, plots, progress_bar
 
 FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # what is defined here is the calling script's
 SHORT = {"num_devices": "k", "slot": "t"}  # in file names, and large in figures
 MOST_LINES = 20  # that a training figure can hold
 WORK = {"bcos": 2, "pcos": 1}  # BCOS trains a teacher and a student
@@ -47,9 +48,10 @@ OWN = {  # settings that the two trainings have apart
 
 
 def define_sweep_flags() -> None:
-    """Define what every sweep of trainings has: seeds, test channels, lanes, what is your own."""
+    """Define what every sweep has: common and training flags, seeds, lanes, what is your own."""
+    common.define_flags()
     own.define_flags()
-    flags.adopt_module_key_flags(own)
+    define_training_flags()
     flags.DEFINE_list("seeds", ["0"], "task seeds, comma separated; one training each and scheme")
     flags.DEFINE_bool("plot_only", False, "train nothing, draw again from --output_dir's csv")
     flags.DEFINE_integer("test_channels", 2000, "fresh channels to evaluate on", lower_bound=2)
@@ -73,7 +75,7 @@ def define_training_flags() -> None:
     default = check_config(TrainConfig())
     pcos = check_config(TrainConfig(scheme="pcos"))
     flags.DEFINE_integer("num_channels", default.num_channels, "training channels", lower_bound=1)
-    flags.DEFINE_integer("batch_size", default.batch_size, "channels a minibatch", lower_bound=1)
+    flags.DEFINE_integer("batch_size", default.batch_size, "channels per minibatch", lower_bound=1)
     flags.DEFINE_integer(
         "epochs", default.epochs, "passes over the training channels", lower_bound=1
     )
@@ -84,7 +86,7 @@ def define_training_flags() -> None:
     )  # fmt: skip
     flags.DEFINE_float(
         "multiplier", default.multiplier,
-        "lambda at the start, in mean local energies a slot", lower_bound=0,
+        "lambda at the start, in mean local energies per slot", lower_bound=0,
     )  # fmt: skip
     for prefix, scheme, config in (("", "BCOS", default), ("pcos_", "learned PCOS", pcos)):
         for name, meaning in OWN.items():
@@ -109,7 +111,7 @@ def train_configs() -> dict[str, TrainConfig]:
     names = ("num_channels", "batch_size", "epochs", "final_learning_rate", "multiplier",
              "slope", "share_resources", "input_scaling")  # fmt: skip
     shared: dict[str, Any] = {name: FLAGS[name].value for name in names}
-    shared |= {"hidden": tuple(common.integers("hidden", low=1, different=False))}
+    shared |= {"hidden": tuple(list_flags.integers("hidden", low=1, different=False))}
     configs = {}
     for scheme, prefix in PREFIX.items():
         own: dict[str, Any] = {name: FLAGS[f"{prefix}{name}"].value for name in OWN}
@@ -125,7 +127,7 @@ class Results(NamedTuple):
     """What ``run`` finds."""
 
     lanes: Lanes
-    rows: list[dict[str, Any]]  # one a lane and scheme
+    rows: list[dict[str, Any]]  # one per lane and scheme
     outcomes: dict[str, Outcome]  # by scheme, [L, N]
     histories: dict[str, History]  # "bcos" and "pcos", [chunks, L]
 
@@ -151,7 +153,7 @@ def run(
     connect()
     configs = train_configs()
     try:
-        seeds = common.integers("seeds", low=0)
+        seeds = list_flags.integers("seeds", low=0)
         lanes = make_grid({**axes, "seed": seeds, **own.axes()}, own.system())
     except ValueError as error:
         common.stop(common.as_flags(error))
@@ -163,7 +165,7 @@ def run(
         return
     results = Results(lanes, summarise(outcomes, lanes), outcomes, histories)
     common.write_run(folder / "run.json", finished=False)  # of what is written now
-    common.write_csv(folder / "results.csv", results.rows)
+    csv_tables.write_csv(folder / "results.csv", results.rows)
     if write:
         write(folder, results)
     draw(folder)
@@ -199,7 +201,7 @@ def train_and_evaluate(
     print(f"training {number} lanes on {jax.device_count()} x {jax.devices()[0]}", flush=True)
     policies, histories = {}, {}
     total = sum(WORK[scheme] * config.epochs for scheme, config in configs.items())
-    with common.Bar(total) as bar:
+    with progress_bar.Bar(total) as bar:
         for scheme, config in configs.items():
             show = Show(bar, scheme, config, number, folder)
             place = folder / "checkpoints" / scheme
@@ -225,7 +227,7 @@ class Show:
     """Reports the chunks of one training on the bar."""
 
     def __init__(
-        self, bar: common.Bar, scheme: str, config: TrainConfig, lanes: int, folder: Path
+        self, bar: progress_bar.Bar, scheme: str, config: TrainConfig, lanes: int, folder: Path
     ) -> None:
         self._bar, self._scheme, self._lanes, self._folder = bar, scheme, lanes, folder
         self._role = "student" if scheme == "bcos" else "teacher"
@@ -234,7 +236,7 @@ class Show:
         self._began, self.done = time.monotonic(), 0.0
 
     def __call__(self, step: int, metrics: dict[str, np.ndarray]) -> None:
-        """Show steps a second over all lanes, and their mean energy; note the time so far."""
+        """Show steps per second over all lanes, and their mean energy; note the time so far."""
         if jax.process_index() == 0:
             common.keep_time(self._folder / "run.json", every=1.0)
         work = WORK[self._scheme] * self._chunk
@@ -274,7 +276,7 @@ def draw_training(folder: Path, results: Results) -> None:
         ", ".join(f"{SHORT[n].upper()} = {points[i][n]:g}" for n in SHORT if n in points[i])
         for i in lanes
     ]
-    figures.save_figure(figures.training_figure(titles, labels), folder / "training")
+    figures.save_figure(plots.training_figure(titles, labels), folder / "training")
 
 
 def read_results(
@@ -289,7 +291,7 @@ def read_results(
         scheme: schemes that must be there.
     """
     path, place = folder / "results.csv", ("num_devices", "slot", "seed", "scheme")
-    rows = common.read_csv(path, (*place, *columns), place, whole=True, scheme=scheme)
+    rows = csv_tables.read_csv(path, (*place, *columns), place, whole=True, scheme=scheme)
     for name in fixed:
         values = sorted({row[name] for row in rows})
         if len(values) > 1:

@@ -6,7 +6,6 @@ Every step draws new systems and channels, prices them, and follows a gradient e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from os import PathLike
@@ -19,10 +18,9 @@ import numpy as np
 import optax
 from flax import struct
 
-from meco_jax import system as sy
 from meco_jax.learned import estimators as gr
 from meco_jax.learned.policy import DeviceNetwork, GeneralPolicy, init_params
-from meco_jax.runtime.checks import outside_traces
+from meco_jax.runtime.checks import outside_traces, require
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.loop import (
     History,
@@ -34,73 +32,10 @@ from meco_jax.runtime.loop import (
     whole_chunk,
 )
 from meco_jax.runtime.settings import as_key, moves_data
-from meco_jax.system import System, table1
+from meco_jax.scenarios import sample_systems
+from meco_jax.system import System
 
-LOG_BASES = (2.0, math.e, 10.0)
 Sample = Callable[[jax.Array, int, int], tuple[System, jax.Array]]  # as ``sample_systems``
-
-
-@moves_data
-def sample_systems(key: jax.Array | int, num: int, num_devices: int) -> tuple[System, jax.Array]:
-    """Draw systems and one channel of each: up to ``num_devices`` devices, the rest padding.
-
-    One half has the tasks, weights and gains of Table 1. In the other half tasks, CPUs and
-    weights go beyond it, mean gains span four decades, those of the devices of a system up to
-    two more, and the bandwidth grows with K. T is 0.2-2 s, the base of the logarithm 2, e or 10.
-
-    Args:
-        key: PRNG key, consumed.
-        num: number of systems N.
-        num_devices: largest K.
-
-    Returns:
-        Systems with ``[N, K]`` and ``[N]`` fields, and amplitude gains ``[N, K]`` [-].
-
-    Raises:
-        ValueError: if ``key`` is neither.
-    """
-    keys = iter(jax.random.split(as_key("key", key), 16))
-    each, device = (num, 1), (num, num_devices)
-
-    def uniform(shape: tuple[int, int], low: float = 0.0, high: float = 1.0) -> jax.Array:
-        return jax.random.uniform(next(keys), shape, jnp.float32, low, high)
-
-    def spread(low: float, high: float, shape: tuple[int, int] = device) -> jax.Array:
-        return jnp.exp(uniform(shape, math.log(low), math.log(high)))  # log-uniform
-
-    tables = jax.vmap(lambda seed: table1(num_devices, seed=seed))(
-        jax.random.randint(next(keys), (num,), 0, 2**31 - 1, jnp.int32)
-    )
-    known = uniform(each) < 0.5
-    number = jnp.ceil(num_devices * uniform(each, 1e-3))
-    width = spread(1.0, 10.0, each)  # of the gains in a system
-    path = spread(1e-8, 1e-4, each) * width ** (2 * uniform(device) - 1)
-    mean_gain = jnp.where(known, 1e-6, path)
-    power_gain = -jnp.log1p(-uniform(device)) * mean_gain  # as in sample_channels
-    bandwidth = 1e7 * spread(0.3, 3.0, each) * jnp.maximum(number / 20, 1.0)
-    plain = known & (uniform(each) < jnp.float32(0.7))
-
-    def wild(name: str, low: float, high: float) -> jax.Array:
-        table = getattr(tables, name).astype(jnp.float32)
-        return jnp.where(known, table, spread(low, high))
-
-    systems = tables.replace(
-        task_bits=wild("task_bits", 2e5, 1e7),
-        cycles_per_bit=wild("cycles_per_bit", 50.0, 1000.0),
-        cpu_hz=wild("cpu_hz", 5e8, 4e9),
-        weight=jnp.where(plain, 1.0, spread(0.2, 5.0)),
-        active=jnp.arange(num_devices, dtype=number.dtype)[None] < number,
-        slot=spread(0.2, 2.0, each)[:, 0],
-        bandwidth=jnp.where(known, 1e7, bandwidth)[:, 0],
-        log_base=_choice(next(keys), LOG_BASES, num),
-    )
-    return sy.check_system(systems), jnp.sqrt(power_gain).astype(jnp.result_type(float))
-
-
-def _choice(key: jax.Array, values: tuple[float, ...], num: int) -> jax.Array:
-    """Draw from a few values: ``jax.random.choice`` counts in int64 where that is on."""
-    number = jax.random.randint(key, (num,), 0, len(values), jnp.int32)
-    return jnp.asarray(values, jnp.float32)[number]
 
 
 @short_repr
@@ -271,5 +206,5 @@ def check_policy_config(config: PolicyConfig) -> PolicyConfig:
     if not config.batches or min(map(min, config.batches)) < 1:
         raise ValueError(f"config.batches must be pairs of at least 1; got {config.batches}")
     for name in ("learning_rate", "final_learning_rate"):
-        sy.require(f"config.{name}", getattr(config, name), 0.0, included=True)
+        require(f"config.{name}", getattr(config, name), 0.0, included=True)
     return config.replace(chunk_epochs=whole_chunk(config.epochs, config.chunk_epochs))

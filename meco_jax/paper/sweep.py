@@ -39,7 +39,8 @@ from meco_jax.runtime.checks import outside_traces, refuse
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.loop import History, Keep, Metrics, Report, train_loop
 from meco_jax.runtime.settings import as_key, moves_data
-from meco_jax.system import System, table1
+from meco_jax.scenarios import table1
+from meco_jax.system import System
 
 SEEDS = "seed", "task_seed", "train_seed"
 NUMBERS = (
@@ -156,7 +157,7 @@ def train_grid(
     folder: str | PathLike[str] | None = None,
     save_seconds: float = 20.0,
 ) -> tuple[Policy, History]:
-    """Train one policy a lane, all in one program.
+    """Train one policy per lane, all in one program.
 
     A lane equals ``train`` with the key ``lane_key(seed, config.scheme)``.
 
@@ -203,7 +204,7 @@ def train_grid(
     return jax.tree.map(jnp.asarray, policies), history
 
 
-Parts = tuple[Any, ...]  # a tree of [G, B, ...] leaves a place
+Parts = tuple[Any, ...]  # a tree of [G, B, ...] leaves per place
 
 
 class Groups:

@@ -18,10 +18,11 @@ from meco_jax import system as sy
 from meco_jax.exact.uplink import fits, make_uplink
 from meco_jax.paper import network as nw
 from meco_jax.paper.network import Decision, Network, Policy, Role
-from meco_jax.runtime.checks import outside_traces
+from meco_jax.runtime.checks import outside_traces, require
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.loop import History, Metrics, Report, cosine_adam, train_loop, whole_chunk
 from meco_jax.runtime.settings import as_key, moves_data
+from meco_jax.scenarios import sample_channels
 from meco_jax.system import System
 
 ByScheme = Any  # a float, or None for the scheme's default
@@ -38,7 +39,7 @@ class TrainConfig(struct.PyTreeNode):
     final_learning_rate: float = 0.02  # of the start, reached by a cosine [-]
     frozen_after: ByScheme = None  # part of the training after which batch statistics rest [-]
     multiplier: float = 5.0  # lambda_A and lambda_B at the start [local powers]
-    multiplier_step: ByScheme = None  # alpha of (21), rise a slot of violation [local powers]
+    multiplier_step: ByScheme = None  # alpha of (21), rise per slot of violation [local powers]
     margin: float | None = None  # part of each slot time that the penalty asks to leave free [-]
     slope: str = struct.field(pytree_node=False, default="teacher")  # of ``SLOPES``, backward
     scheme: Literal["bcos", "pcos"] = struct.field(pytree_node=False, default="bcos")
@@ -197,7 +198,7 @@ def training_channels(key: jax.Array, system: System, config: TrainConfig) -> ja
     Infeasible channels make way for copies of feasible ones: their violation cannot be
     learned away, and would raise the multipliers, which only grow, without end.
     """
-    channels = sy.sample_channels(key, system, config.num_channels)
+    channels = sample_channels(key, system, config.num_channels)
     must = sy.required_ratio(system)
     must = must if config.scheme == "pcos" else jnp.ceil(must)
     feasible = jax.vmap(lambda h: fits(make_uplink(system, h), must))(channels)
@@ -260,7 +261,7 @@ def check_config(config: TrainConfig) -> TrainConfig:
     if not config.hidden or min(config.hidden) < 1:
         raise ValueError(f"config.hidden must be widths of at least 1; got {config.hidden}")
     for name in (*own, "final_learning_rate", "multiplier"):
-        sy.require(f"config.{name}", getattr(config, name), 0.0, included=True)
+        require(f"config.{name}", getattr(config, name), 0.0, included=True)
     if config.margin is not None and not 0 <= config.margin < 1:
         raise ValueError(f"config.margin must be at least 0 and below 1; got {config.margin}")
     if config.batch_size > config.num_channels:
@@ -294,28 +295,41 @@ def init_state(key: jax.Array, system: System, config: TrainConfig) -> TrainStat
     return TrainState(params, variables["batch_stats"], learner("teacher"), learner("student"))
 
 
-def teacher_step(
+def network_step(
     state: TrainState,
     batch: jax.Array,
+    role: Role,
     *,
     system: System,
     config: TrainConfig,
     frozen: jax.Array | bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """Update the teacher by Adam on (25): line 4 of Algorithm 1. See ``alternating_step``."""
-    return _descend(state, batch, "teacher", system, config, frozen)
+    """Update one network by Adam: the teacher on (25), the student on (20), lines 4 and 5.
 
+    The shared decision branch is among what ``role`` updates. See ``alternating_step``.
+    """
+    learner: Learner = getattr(state, role)
 
-def student_step(
-    state: TrainState,
-    batch: jax.Array,
-    *,
-    system: System,
-    config: TrainConfig,
-    frozen: jax.Array | bool = False,
-) -> tuple[TrainState, Metrics]:
-    """Update the student by Adam on (20): line 5 of Algorithm 1. See ``alternating_step``."""
-    return _descend(state, batch, "student", system, config, frozen)
+    def loss(own: dict[str, Any], train: bool) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
+        variables = {"params": state.params | own, "batch_stats": state.batch_stats}
+        decision, stats = nw.decide(
+            config.network(), variables, system, batch, role,
+            slope=config.slope, scaling=config.input_scaling, train=train,
+        )  # fmt: skip
+        value, metrics = penalised_loss(system, batch, decision, learner.multiplier, config.margin)
+        # In units of a local task the loss is of order one, whatever the system.
+        return value / (local_power(system) * system.slot), (stats, metrics | {"loss": value})
+
+    own = _own(state.params, role, config)
+    slope = jax.grad(loss, has_aux=True)
+    gradient, (stats, metrics) = jax.lax.cond(
+        frozen, partial(slope, train=False), partial(slope, train=True), own
+    )
+    updates, optimizer = cosine_adam(config).update(gradient, learner.optimizer, own)
+    learner = learner._replace(optimizer=optimizer, violation=metrics["violation"])
+    params = state.params | optax.apply_updates(own, updates)
+    state = state._replace(params=params, batch_stats=stats, **{role: learner})
+    return state, {f"{role}_{name}": value for name, value in metrics.items()}
 
 
 def multiplier_step(
@@ -355,45 +369,13 @@ def alternating_step(
     Returns:
         The next state and a flat dictionary of scalar metrics.
     """
-    state, metrics = teacher_step(state, batch, system=system, config=config, frozen=frozen)
+    step = partial(network_step, system=system, config=config, frozen=frozen)
+    state, metrics = step(state, batch, "teacher")
     if config.scheme == "bcos":
-        state, more = student_step(state, batch, system=system, config=config, frozen=frozen)
+        state, more = step(state, batch, "student")
         metrics |= more
     state, more = multiplier_step(state, system=system, config=config)
     return state, metrics | more
-
-
-def _descend(
-    state: TrainState,
-    batch: jax.Array,
-    role: Role,
-    system: System,
-    config: TrainConfig,
-    frozen: jax.Array | bool,
-) -> tuple[TrainState, Metrics]:
-    """Do one Adam step on the branches of ``role``, the shared decision branch among them."""
-    learner: Learner = getattr(state, role)
-
-    def loss(own: dict[str, Any], train: bool) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
-        variables = {"params": state.params | own, "batch_stats": state.batch_stats}
-        decision, stats = nw.decide(
-            config.network(), variables, system, batch, role,
-            slope=config.slope, scaling=config.input_scaling, train=train,
-        )  # fmt: skip
-        value, metrics = penalised_loss(system, batch, decision, learner.multiplier, config.margin)
-        # In units of a local task the loss is of order one, whatever the system.
-        return value / (local_power(system) * system.slot), (stats, metrics | {"loss": value})
-
-    own = _own(state.params, role, config)
-    slope = jax.grad(loss, has_aux=True)
-    gradient, (stats, metrics) = jax.lax.cond(
-        frozen, partial(slope, train=False), partial(slope, train=True), own
-    )
-    updates, optimizer = cosine_adam(config).update(gradient, learner.optimizer, own)
-    learner = learner._replace(optimizer=optimizer, violation=metrics["violation"])
-    params = state.params | optax.apply_updates(own, updates)
-    state = state._replace(params=params, batch_stats=stats, **{role: learner})
-    return state, {f"{role}_{name}": value for name, value in metrics.items()}
 
 
 def _own(params: dict[str, Any], role: Role, config: TrainConfig) -> dict[str, Any]:

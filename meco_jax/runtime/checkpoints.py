@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import jax
@@ -142,12 +142,7 @@ class RunStore:
     def __enter__(self) -> RunStore:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _kept(self) -> list[Path]:
@@ -227,7 +222,7 @@ def _keep_settings(folder: Path, text: bytes) -> None:
         names = dict.fromkeys([*settings, *known])  # in order: what others follow from comes first
         differing = [name for name in names if known.get(name) != settings.get(name)]
         pairs = {name: (_short(known.get(name)), _short(settings.get(name))) for name in differing}
-        if pairs:  # axes of a grid are a value a lane: another seed makes all of them longer
+        if pairs:  # axes of a grid hold a value per lane: another seed makes all of them longer
             name = min(pairs, key=lambda name: pairs[name][0] == pairs[name][1])
             raise OtherRunError(name, *pairs[name], folder)
     elif any(path.name.isdigit() for path in (folder / "epochs").iterdir()):

@@ -23,7 +23,9 @@ from meco_jax import system as sy
 from meco_jax.learned.policy import DeviceNetwork, GeneralPolicy, init_params
 from meco_jax.paper.network import Network, Policy, init_variables
 from meco_jax.runtime.atomic import write_atomically
+from meco_jax.runtime.checks import require
 from meco_jax.runtime.settings import moves_data
+from meco_jax.scenarios import table1
 
 FORMAT, GENERAL_FORMAT = "meco_jax policy 1", "meco_jax general policy 1"
 PRETRAINED = "pretrained.npz"
@@ -221,7 +223,7 @@ def _wanted(settings: dict[str, Any], found: dict[str, Any]) -> Policy | General
     if settings["format"] == GENERAL_FORMAT:
         width, rounds = _integer(settings, "width"), _integer(settings, "rounds", len(found))
         trust = float(settings["trust"])
-        sy.require("trust", trust, 0.0, included=True)
+        require("trust", trust, 0.0, included=True)
         general = DeviceNetwork(width, rounds, trust)
         return GeneralPolicy(jax.eval_shape(partial(init_params, general), key), general)
     if settings["format"] != FORMAT:
@@ -236,7 +238,7 @@ def _wanted(settings: dict[str, Any], found: dict[str, Any]) -> Policy | General
     num_devices = found["system/task_bits"][0][0]
     initialise = partial(init_variables, network, num_devices=num_devices)
     variables = jax.eval_shape(initialise, key)
-    system = jax.eval_shape(lambda: sy.check_system(sy.table1(num_devices)))
+    system = jax.eval_shape(lambda: sy.check_system(table1(num_devices)))
     return Policy(variables, system, network, settings["role"], settings["scaling"])
 
 

@@ -1,11 +1,11 @@
-"""Kill trainings at random moments, go on with them, and compare what they write.
+"""Crash recovery: kill trainings at random moments, go on with them, and compare what they write.
 
 A sweep and the training of the general policy run whole; others are killed (-9) and started
 again, and must end with the same tables and weights. After every kill all files are read: none
-may be half-written. Writes kills.csv and run.json into --output_dir; stops with status 1 if a
-file is damaged or ends otherwise, by a single byte. Example:
+may be half-written. Writes crash_recovery.csv and run.json into --output_dir; stops with status
+1 if a file is damaged or ends otherwise, by a single byte. Example:
 
-    python experiments/kills.py --output_dir=runs/kills
+    python experiments/crash_recovery.py --output_dir=runs/crash_recovery
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
-from support import common
+from support import common, csv_tables, list_flags
 
 from meco_jax import load_policy
 from meco_jax.runtime.checkpoints import is_whole
 
 FLAGS = flags.FLAGS
 common.define_flags()
-flags.adopt_module_key_flags(common)
 flags.DEFINE_list("scripts", ["sweep_k", "train_policy"], "the scripts to kill")
 flags.DEFINE_integer("runs", 5, "runs of each to kill", lower_bound=1)
 flags.DEFINE_integer("kills", 2, "kills of each run", lower_bound=1)
@@ -41,7 +40,7 @@ class Script(NamedTuple):
     """A script to kill."""
 
     flags: tuple[str, ...]
-    steps: int  # an epoch
+    steps: int  # per epoch
     files: tuple[str, ...]  # that say what was learned
 
 
@@ -58,9 +57,9 @@ SCRIPTS = {
 
 
 def main(argv: list[str]) -> None:
-    """Run every script whole, then kill and resume it, and print a line a kill."""
+    """Run every script whole, then kill and resume it, and print a line per kill."""
     common.begin(argv)
-    scripts = common.names("scripts", list(SCRIPTS))
+    scripts = list_flags.names("scripts", list(SCRIPTS))
     folder, rows, whole_seconds = common.prepare(), list[dict[str, Any]](), {}
     for name in scripts:
         place = folder / name
@@ -77,7 +76,7 @@ def main(argv: list[str]) -> None:
             for row in kill(name, place / f"killed_{number}", np.diff(moments, prepend=0)):
                 rows.append({"script": name, "run": number, **row})
                 show(rows[-1])
-            common.write_csv(folder / "kills.csv", rows)
+            csv_tables.write_csv(folder / "crash_recovery.csv", rows)
     common.write_run(folder / "run.json", whole_run_seconds=whole_seconds)
     if not all(row["identical"] for row in rows):
         common.stop("a resumed run ended otherwise", 1)
@@ -86,7 +85,7 @@ def main(argv: list[str]) -> None:
 
 
 def show(row: dict[str, Any]) -> None:
-    """Print a line a kill."""
+    """Print a line per kill."""
     lost = f"{row['epochs_lost']:13}{row['seconds_lost']:14.1f}{row['damaged']:9}"
     print(f"{row['run']:3}{row['seconds']:18.1f}  {row['method']:<11}{lost}  "
           f"{'yes' if row['identical'] else 'NO'}", flush=True)  # fmt: skip
@@ -116,7 +115,7 @@ def run(name: str, folder: Path) -> None:
 
 
 def kill(name: str, folder: Path, waits: np.ndarray) -> list[dict[str, Any]]:
-    """Kill a run after each wait, let it end, and compare: a row a kill."""
+    """Kill a run after each wait, let it end, and compare: a row per kill."""
     cuts = [cut(name, folder, wait) for wait in waits]
     run(name, folder)
     same = all(

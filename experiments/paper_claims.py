@@ -5,7 +5,7 @@ trained networks (raw BCOS, learned PCOS: all their answers, also those that bre
 paper's curves are mean energies, so mean energies are compared, not gaps of channels. Prints a
 Markdown table.
 
-    python experiments/claims.py --tables=experiments/figures
+    python experiments/paper_claims.py --tables=experiments/figures
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from support import common
+from support import common, csv_tables
 
 from meco_jax import figures
 
@@ -31,7 +31,7 @@ Claim = tuple[str, str, bool, str]  # sentence, side, verdict, what was measured
 
 
 def main(argv: list[str]) -> None:
-    """Print a line a sentence and side."""
+    """Print a line per sentence and side."""
     common.begin(argv)
     tables = [read(Path(FLAGS.tables), n) for n in (4, 5, 6)]
     print("| figure | the paper says | checked on | holds | measured |\n|---|---|---|---|---|")
@@ -46,7 +46,7 @@ def read(folder: Path, figure: int) -> list[dict[str, Any]]:
     place = axis, "seed", "scheme"
     columns = "energy_mean_j", "feasible_fraction", "deadline_met_fraction", "offload_fraction"
     schemes = ["mcos", *itertools.chain(*SIDES.values())]
-    rows = common.read_csv(path, (*place, *columns), place, whole=True, scheme=schemes)
+    rows = csv_tables.read_csv(path, (*place, *columns), place, whole=True, scheme=schemes)
     points = sorted({row[axis] for row in rows})
     below, above = {4: (8, 8), 5: (1.5, 1.6), 6: (np.inf, 0)}[figure]
     if not points[0] < below or not points[-1] >= above:

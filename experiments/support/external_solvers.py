@@ -1,4 +1,4 @@
-"""P1 by public solvers, in float64: what the certified optimum is compared with.
+"""P1 by external solvers, in float64: what the certified optimum is compared with.
 
 Three routes that share nothing with ``meco_jax``: branch and bound over the convex
 relaxation in CVXPY with Clarabel; the same relaxation as tangents, a mixed-integer linear
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-TANGENTS = 200  # a device, in geometric steps of its slot time
+TANGENTS = 200  # per device, in geometric steps of its slot time
 
 
 def instance(system: Any, h: np.ndarray) -> SimpleNamespace:
@@ -32,7 +32,7 @@ def instance(system: Any, h: np.ndarray) -> SimpleNamespace:
     return SimpleNamespace(
         slot=float(value["slot"]),  # T [s]
         gain=gain,  # [1/W]
-        load=load,  # seconds at one nat a symbol [s]
+        load=load,  # seconds at one nat per symbol [s]
         beta=np.broadcast_to(value["weight"], load.shape),  # [-]
         max_efficiency=max_efficiency,  # at full power [-]
         min_time=load / max_efficiency,  # [s]
@@ -141,7 +141,7 @@ def scip(
 
     The semicontinuous slot time t, 0 where a task stays, makes tangents perspective cuts
     ``c >= a (E(s) - s E'(s)) + E'(s) t``: as tight as the convex relaxation. The nonlinear
-    model bounds the nats a symbol x, with t = load / x where a task is sent.
+    model bounds the nats per symbol x, with t = load / x where a task is sent.
     """
     from pyscipopt import Model
 

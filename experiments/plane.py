@@ -3,7 +3,7 @@
 One program trains BCOS and PCOS in every lane (K, T, seed). Writes results.csv,
 plane.png/.pdf, the policies and run.json into --output_dir. Example:
 
-    python experiments/grid.py --flagfile=experiments/flags/quick_grid.flags
+    python experiments/plane.py --flagfile=experiments/flags/quick_plane.flags
 """
 
 from __future__ import annotations
@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from support import common, trainings
+from support import common, list_flags, plots, trainings
 
 from meco_jax import figures
 
 FLAGS = flags.FLAGS
-common.define_flags()
 trainings.define_sweep_flags()
-trainings.define_training_flags()
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(trainings)
 flags.DEFINE_list(
     "num_devices", [str(k) for k in range(4, 21, 2)], "the K of the plane; 4:8:2 is 4,6,8"
 )
@@ -32,8 +28,8 @@ def main(argv: list[str]) -> None:
     """Train all lanes in one program, or draw again what is there."""
     common.begin(argv)
     axes: dict[str, Any] = {
-        "num_devices": common.integers("num_devices", low=1),
-        "slot": common.numbers("slots", above=0),
+        "num_devices": list_flags.integers("num_devices", low=1),
+        "slot": list_flags.numbers("slots", above=0),
     }
     trainings.run(axes, draw)
 
@@ -42,7 +38,7 @@ def draw(folder: Path) -> None:
     """Draw the plane from results.csv, means over the seeds."""
     columns = "energy_mean_j", "gap_to_optimum_mean", "infeasible_fraction"
     rows = trainings.read_results(folder, *columns, scheme=("bcos", "mcos"))
-    figures.save_figure(figures.plane_figure(rows), folder / "plane")
+    figures.save_figure(plots.plane_figure(rows), folder / "plane")
 
 
 if __name__ == "__main__":
