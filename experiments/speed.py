@@ -13,15 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from support import common, csv_tables, trainings
 
 from meco_jax import make_grid, pad_devices, sample_channels, solve, table1, train, train_grid
 from meco_jax.batching import DEVICE_MULTIPLE
-from meco_jax.exact import enumeration
-from meco_jax.exact.allocation import relax, set_energy
-from meco_jax.exact.duals import PriceGrid, price_grid
+from meco_jax.exact import enumeration, sets
+from meco_jax.exact.allocation import priced_set, relax
+from meco_jax.exact.duals import price_grid
 from meco_jax.exact.uplink import make_uplink
 from meco_jax.solver import Method
 from meco_jax.system import check_system, forced
@@ -97,23 +96,23 @@ def stage_rows() -> list[dict[str, Any]]:
         ),
     }
     for stage in enumeration.STAGES:
-        sets = jnp.asarray(
-            np.indices((2,) * stage.num_enumerated).reshape(stage.num_enumerated, -1).T > 0
-        )
         some = (jnp.arange(padded)[None] % (jnp.arange(stage.num_exact)[:, None] + 2) == 0).astype(
             h.dtype
         )
 
-        def product(h: jax.Array, sets: jax.Array = sets) -> jax.Array:
-            flip_cost = jnp.broadcast_to(h[:, None], (padded, enumeration.COARSE[0]))
-            grid = PriceGrid(flip_cost[0], h > 1e-3, flip_cost[0], flip_cost)
-            return enumeration.set_bounds(grid, h > 1e-3, jnp.arange(sets.shape[1]), sets)
+        def patterns(h: jax.Array, number: int = stage.num_enumerated) -> Any:
+            uplink = make_uplink(system, h)
+            grid = price_grid(uplink, h > 1e-3, log_mu, *enumeration.COARSE)
+            sides = enumeration.choose_sides(grid, forced(system), uplink.usable)
+            bounded = enumeration.bound_patterns(uplink, grid, forced(system), sides, number)
+            return sets.smallest(bounded.bounds, 1)
 
         def exact(h: jax.Array, some: jax.Array = some) -> Any:
-            return jax.vmap(partial(set_energy, make_uplink(system, h)))(some)
+            uplink, guess = make_uplink(system, h), jnp.broadcast_to(log_mu, len(some))
+            return jax.vmap(partial(priced_set, uplink))(some, guess)
 
         name = f"n = {stage.num_enumerated}"
-        parts[f"pattern product, {name}"] = product
+        parts[f"grids and pattern bounds, {name}"] = patterns
         parts[f"{stage.num_exact} exact energies, {name}"] = exact
         parts[f"whole stage, {name}"] = partial(enumeration.optimal, system, stage=stage)
     runs = {name: partial(jax.jit(jax.vmap(part)), h) for name, part in parts.items()}

@@ -13,24 +13,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from meco_jax import system as sy
-from meco_jax.exact.allocation import finish, priced_set, relax
+from meco_jax.exact import sets
+from meco_jax.exact.allocation import finish, prepare, priced_set
 from meco_jax.exact.derivatives import with_derivative
 from meco_jax.exact.duals import PriceGrid, least_dual, price_grid, proven_dual, saving
-from meco_jax.exact.uplink import (
-    FIT_TOLERANCE,
-    least_shares,
-    make_uplink,
-    pairwise_sum,
-)
+from meco_jax.exact.uplink import FIT_TOLERANCE, Uplink, least_shares, pairwise_sum
 from meco_jax.runtime.describe import short_repr
 from meco_jax.solution import Solution
 from meco_jax.system import System
 
-COARSE = 33, 4.0  # prices of the grid, odd, so that mu* is one of them; half its width [ln W]
-FINE = 17, 0.3
+COARSE = 17, 4.0  # prices of the grid, odd, so that mu* is one of them; half its width [ln W]
+FINE = 9, 0.3
+subset_sums = jax.vmap(sets.subset_sums)  # of each row
 
 
 @short_repr
@@ -41,8 +36,28 @@ class Stage(NamedTuple):
     num_exact: int  # patterns allocated exactly
 
 
-STAGES = (Stage(6, 4), Stage(8, 8), Stage(12, 64))  # each for channels that the last leaves open
+STAGES = (Stage(6, 2), Stage(9, 4), Stage(12, 16))  # each for channels that the last leaves open
 ONLY_STAGE = STAGES[1]  # where no other can follow: under jit
+
+
+@short_repr
+class Sides(NamedTuple):
+    """On which side each device may be cheaper, ``[K]`` each."""
+
+    sends: jax.Array  # bool
+    off_side: jax.Array  # bounds the decisions in which it is on the other side [J]
+    ranks: jax.Array  # int, in ascending order of this bound: the least decided device is 0
+
+
+@short_repr
+class Patterns(NamedTuple):
+    """The sets of the n least decided devices, P = 2^n, and what they cost at least."""
+
+    start: jax.Array  # [K] bool: the set from which devices are flipped
+    flips: jax.Array  # [P, n] bool: which undecided devices, in the order of their ranks
+    bounds: jax.Array  # [P] infinite where a set is impossible [J]
+    log_mu: jax.Array  # [Q] prices [ln W]
+    duals: jax.Array  # [Q, P] of the sets at these prices [J]
 
 
 def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution:
@@ -57,47 +72,25 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
         A ``Solution``. No decision spends less than ``lower_bound``; where the two are equal
         to rounding, the answer is the optimum.
     """
-    uplink, forced = make_uplink(system, h), sy.forced(system)
-    relaxed = relax(uplink, forced.astype(h.dtype))
-    coarse = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COARSE)
-    sent, kept = side_bounds(coarse, forced, uplink.usable)
-    base = forced | (sent < kept)  # each device on the side that may be cheaper
-    bounds_off_side = jnp.maximum(sent, kept)  # bounds the decisions in which it leaves that side
-    order = jnp.argsort(bounds_off_side)
-    undecided, clear = order[: stage.num_enumerated], order[stage.num_enumerated :]
+    uplink, forced, relaxed = prepare(system, h)
+    grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COARSE)
+    sides = choose_sides(grid, forced, uplink.usable)
+    patterns = bound_patterns(uplink, grid, forced, sides, stage.num_enumerated)
 
-    flips = jnp.asarray(_patterns(len(undecided)))  # [P, n] which of the undecided devices to flip
-    sets = flips ^ coarse.base[undecided][None]  # and so which of them send
-    impossible = sets & jnp.isinf(sent[undecided])[None] | ~sets & jnp.isinf(kept[undecided])[None]
-    sending = base.at[undecided].set(coarse.base[undecided])
-    least = jnp.stack(least_shares(uplink, uplink.usable), axis=1)  # [K, 2]
-    more = jnp.where(coarse.base[:, None], -least, least)[undecided]
-    # A product: jaxlib 0.10.2 sums flips * more wrongly, github.com/jax-ml/jax/issues/39103
-    used = jnp.sum(jnp.where(sending[:, None], least, 0.0), axis=0)[None] + _product(flips, more)
-    fitting = (1 - used[:, 0]) - used[:, 1] >= -FIT_TOLERANCE
-    allowed = ~jnp.any(impossible, axis=1) & fitting
-    bounds = jnp.where(allowed, set_bounds(coarse, base, undecided, flips), jnp.inf)
-    likely = base.at[undecided].set(sets[jnp.argmin(bounds)])
-    dual = coarse.base_dual + _product(likely ^ coarse.base, coarse.flip_cost)
-    _, peak = jax.lax.top_k(dual, 1)  # never computed twice, unlike argmax
-    fine = price_grid(uplink, relaxed.sends, coarse.log_mu[peak[0]], *FINE)
-    bounds = jnp.maximum(bounds, set_bounds(fine, base, undecided, flips))
-
-    lowest, picked = jax.lax.top_k(-bounds, min(stage.num_exact + 1, len(sets)))
-    left_out = jnp.min(bounds_off_side[clear], initial=jnp.inf)
-    if len(sets) > stage.num_exact:
-        left_out = jnp.minimum(left_out, -lowest[-1])
-        lowest, picked = lowest[:-1], picked[:-1]
-    offload = jax.vmap(lambda s: base.at[undecided].set(s))(sets[picked]).astype(h.dtype)
-    # Where none of the sets fits, the devices that save most at mu*, as many as fit.
-    any_fits = jnp.isfinite(lowest[0])
-    saved = jnp.where(forced, jnp.inf, saving(coarse)[:, COARSE[0] // 2])
-    line = jnp.argsort(-saved)
-    fitting = jnp.cumsum(jnp.sum(least, axis=1)[line]) <= 1
-    greedy = forced.at[line].max(fitting & (saved[line] > 0)).astype(h.dtype)
-    offload = offload.at[0].set(jnp.where(any_fits, offload[0], greedy))
-    energies, times, prices = jax.vmap(partial(priced_set, uplink))(offload)
-    energies = jnp.where(jnp.isfinite(lowest.at[0].set(0.0)), energies, jnp.inf)
+    number = min(stage.num_exact, len(patterns.bounds))
+    lowest, picked = sets.smallest(patterns.bounds, min(number + 1, len(patterns.bounds)))
+    left_out = jnp.min(jnp.where(sides.ranks < stage.num_enumerated, jnp.inf, sides.off_side))
+    if number < len(patterns.bounds):
+        left_out = jnp.minimum(left_out, lowest[-1])
+    lowest, picked = lowest[:number], picked[:number]
+    offload = sets.flip(patterns.start, sides.ranks, patterns.flips[picked])
+    guess = patterns.log_mu[jnp.argmax(patterns.duals[:, picked], axis=0)]
+    # Where none of them is possible, those send who send all in the relaxed problem.
+    counts = jnp.isfinite(lowest) | (jnp.arange(number) == 0)
+    offload = jnp.where(jnp.isfinite(lowest)[:, None], offload, (forced | relaxed.sends)[None])
+    offload = offload.astype(h.dtype)
+    energies, times, prices = jax.vmap(partial(priced_set, uplink))(offload, guess)
+    energies = jnp.where(counts, energies, jnp.inf)
     nobody = jnp.zeros(len(h), bool)
     duals = jax.vmap(lambda s, v: proven_dual(uplink, s, nobody, v))(offload, prices)
     # The dual of a set has the derivatives of its energy, which equals it but for rounding.
@@ -108,20 +101,11 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
     return finish(uplink, offload[best], times[best], energies[best], bound)
 
 
-def set_bounds(
-    grid: PriceGrid, base: jax.Array, undecided: jax.Array, flips: jax.Array
-) -> jax.Array:
-    """Bound the energy of sets from below by their best dual, THEORY.md, section 5: ``[P]`` [J].
-
-    Args:
-        grid: dual terms.
-        base: set of the devices that are not undecided ``[K]`` bool.
-        undecided: indices of the enumerated devices ``[n]``.
-        flips: which of these are flipped from the grid's base, ``[P, n]`` bool.
-    """
-    flipped = (base ^ grid.base).at[undecided].set(False)
-    fixed = grid.base_dual + pairwise_sum(jnp.where(flipped[:, None], grid.flip_cost, 0.0))
-    return jnp.max(fixed[None] + _product(flips, grid.flip_cost[undecided]), axis=1)
+def choose_sides(grid: PriceGrid, forced: jax.Array, usable: jax.Array) -> Sides:
+    """Put each device on the side that may be cheaper, see ``side_bounds``."""
+    sent, kept = side_bounds(grid, forced, usable)
+    off_side = jnp.maximum(sent, kept)
+    return Sides(forced | (sent < kept), off_side, sets.rank(off_side))
 
 
 def side_bounds(
@@ -142,11 +126,40 @@ def side_bounds(
     return jnp.where(usable, sent, jnp.inf), jnp.where(forced, jnp.inf, kept)
 
 
-def _product(sets: jax.Array, values: jax.Array) -> jax.Array:
-    """Sum values ``[n, ...]`` over the members of sets ``[..., n]`` bool."""
-    return jnp.matmul(sets.astype(values.dtype), values, precision=jax.lax.Precision.HIGHEST)
+def bound_patterns(
+    uplink: Uplink, grid: PriceGrid, forced: jax.Array, sides: Sides, number: int
+) -> Patterns:
+    """Bound all sets of the ``number`` least decided devices from below by their best dual.
 
+    At the prices of a coarse grid, and of a fine one around the best price of the set whose
+    bound is the lowest by then. THEORY.md, sections 5 and 6.
+    """
+    number = min(number, len(sides.ranks))
+    undecided = sets.members(sides.ranks, number)
+    start = jnp.where(sides.ranks < number, grid.base, sides.sends)
+    least = jnp.stack(least_shares(uplink, uplink.usable))  # [2, K]
+    more = jnp.where(grid.base[None], -least, least)[:, undecided]
+    used = jnp.sum(jnp.where(start[None], least, 0.0), axis=1)[:, None] + subset_sums(more)
+    here = start[undecided]
+    cannot = jnp.where(here, ~uplink.usable[undecided], forced[undecided])
+    must = jnp.where(here, forced[undecided], ~uplink.usable[undecided])
+    stuck = jnp.any(cannot) | (subset_sums(must[None].astype(least.dtype))[0] > 0)
+    possible = ~stuck & ((1 - used[0]) - used[1] >= -FIT_TOLERANCE)
 
-def _patterns(num: int) -> np.ndarray:
-    """All 0/1 rows of length ``num``: ``[2^num, num]`` bool."""
-    return (np.arange(2**num)[:, None] >> np.arange(num)) % 2 == 1
+    def duals_at(grid: PriceGrid) -> jax.Array:
+        flipped = start ^ grid.base
+        fixed = grid.base_dual + pairwise_sum(jnp.where(flipped[:, None], grid.flip_cost, 0.0))
+        return fixed[:, None] + subset_sums(grid.flip_cost[undecided].T)
+
+    coarse = duals_at(grid)
+    _, likely = sets.smallest(jnp.where(possible, jnp.max(coarse, axis=0), jnp.inf), 1)
+    _, peak = sets.smallest(-coarse[:, likely[0]], 1)
+    fine = price_grid(uplink, grid.base, grid.log_mu[peak[0]], *FINE)
+    duals = jnp.concatenate([coarse, duals_at(fine)])
+    return Patterns(
+        start=start,
+        flips=jnp.asarray(sets.subsets(number)),
+        bounds=jnp.where(possible, jnp.max(duals, axis=0), jnp.inf),
+        log_mu=jnp.concatenate([grid.log_mu, fine.log_mu]),
+        duals=duals,
+    )

@@ -11,7 +11,6 @@ float64 search on the host uses the same formulas.
 from __future__ import annotations
 
 import math
-from functools import reduce
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -234,11 +233,18 @@ def near_efficiency(log_y: Any, xp: ModuleType = jnp) -> Any:
     small = log_y < BETWEEN
     root = xp.exp((xp.minimum(log_y, BETWEEN) + math.log(2)) / 2)  # x ~ sqrt(2 y) for small y
     u = xp.where(small, root, log_y)
-    top, bottom = (
-        reduce(lambda sum, pair: sum * u + xp.where(small, *pair), reversed([*zip(*pairs)]), 0.0)
-        for pairs in zip(SMALL_Y, LARGE_Y)
-    )
+    top, bottom = (_polynomial(u, small, *pair, xp) for pair in zip(SMALL_Y, LARGE_Y))
     return top / bottom
+
+
+def _polynomial(
+    u: Any, small: Any, these: tuple[float, ...], others: tuple[float, ...], xp: ModuleType
+) -> Any:
+    """Evaluate ``these`` coefficients, from u^0 on, at u where it is ``small``, else ``others``."""
+    value = 0.0
+    for pair in reversed([*zip(these, others)]):
+        value = value * u + xp.where(small, *pair)
+    return value
 
 
 @best_efficiency.defjvp

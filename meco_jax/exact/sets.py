@@ -1,0 +1,96 @@
+"""Ranks, and the sets of devices that are made of them: prefixes of a ranking, all subsets.
+
+Few numbers are ranked by counting how many are smaller, which costs less than a sort and a
+scatter on every kind of device.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+FEW = 9  # so many are sooner taken one by one than by a sort
+COUNTED = 64  # so many numbers are ranked by comparing all pairs
+
+
+def rank(values: jax.Array) -> jax.Array:
+    """Place of each value ``[N]`` in ascending order, the first of equals first: ``[N]`` int."""
+    if len(values) > COUNTED:
+        return jnp.argsort(jnp.argsort(values))
+    places = jnp.arange(len(values))
+    before = values[None] < values[:, None]
+    before |= (values[None] == values[:, None]) & (places[None] < places[:, None])
+    return jnp.sum(before, axis=1)
+
+
+def pick(ranks: jax.Array, place: jax.Array, values: jax.Array) -> jax.Array:
+    """Take the value ``[]`` that has a place in ``rank``'s order ``[N]``."""
+    return jnp.sum(jnp.where(ranks == place, values, jnp.zeros_like(values)))
+
+
+def members(ranks: jax.Array, number: int) -> jax.Array:
+    """Devices of the ranks 0, 1, ... ``number`` - 1: indices ``[number]``."""
+    places = jnp.arange(len(ranks))
+    return jnp.sum(jnp.where(ranks[None] == jnp.arange(number)[:, None], places[None], 0), axis=1)
+
+
+def prefixes(ranks: jax.Array, free: jax.Array, always: jax.Array) -> jax.Array:
+    """Send 0, 1, ... K devices in the order of ``rank``: sets ``[K + 1, K]`` bool.
+
+    Args:
+        ranks: of all devices ``[K]``, the first ones sent first.
+        free: who takes part ``[K]`` bool.
+        always: of the others, who is in every set ``[K]`` bool.
+    """
+    sets = ranks[None] < jnp.arange(len(ranks) + 1)[:, None]
+    return jnp.where(free[None], sets, always[None])
+
+
+def subsets(number: int) -> np.ndarray:
+    """All subsets of the first ``number`` devices: ``[2^number, number]`` bool."""
+    return (np.arange(2**number)[:, None] >> np.arange(number)) % 2 == 1
+
+
+def flip(base: jax.Array, ranks: jax.Array, flips: jax.Array) -> jax.Array:
+    """Flip devices by their ranks: sets ``[..., K]`` bool.
+
+    Args:
+        base: the set ``[K]`` bool.
+        ranks: of all devices ``[K]``.
+        flips: whether the devices of the ranks 0, 1, ... n - 1 change sides ``[..., n]`` bool.
+    """
+    number = flips.shape[-1]
+    flipped = flips[..., jnp.minimum(ranks, number - 1)] & (ranks < number)
+    return base ^ flipped
+
+
+def subset_sums(values: jax.Array) -> jax.Array:
+    """Sum values ``[n, ...]`` over each of ``subsets``: ``[2^n, ...]``.
+
+    One addition per subset: that of two sums, over the first half of the devices and the other.
+    """
+    number = len(values)
+    if number == 1:
+        return jnp.concatenate([jnp.zeros_like(values), values])
+    first, other = subset_sums(values[: number // 2]), subset_sums(values[number // 2 :])
+    sums = other[:, None] + first[None]
+    return sums.reshape(2**number, *values.shape[1:])
+
+
+def smallest(values: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
+    """Take the ``number`` smallest values ``[N]``: they and their indices, in ascending order."""
+    if number > FEW:
+        found, places = jax.lax.top_k(-values, number)
+        return -found, places
+
+    def take(i: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        rest, found, places = state
+        place = jnp.argmin(rest)
+        mine = jnp.arange(number) == i
+        found = jnp.where(mine, jnp.min(rest), found)
+        rest = jnp.where(jnp.arange(len(rest)) == place, jnp.inf, rest)
+        return rest, found, jnp.where(mine, place, places)
+
+    start = values, jnp.zeros(number, values.dtype), jnp.zeros(number, int)
+    return jax.lax.fori_loop(0, number, take, start)[1:]
