@@ -53,16 +53,16 @@ def subsets(number: int) -> np.ndarray:
 
 
 def flip(base: jax.Array, ranks: jax.Array, flips: jax.Array) -> jax.Array:
-    """Flip devices by their ranks: sets ``[..., K]`` bool.
+    """Flip devices by their ranks: sets ``[M, K]`` bool.
 
     Args:
         base: the set ``[K]`` bool.
         ranks: of all devices ``[K]``.
-        flips: whether the devices of the ranks 0, 1, ... n - 1 change sides ``[..., n]`` bool.
+        flips: whether the devices of the ranks 0, 1, ... n - 1 change sides ``[M, n]`` bool.
     """
-    number = flips.shape[-1]
-    flipped = flips[..., jnp.minimum(ranks, number - 1)] & (ranks < number)
-    return base ^ flipped
+    number = flips.shape[1]
+    flipped = flips[:, jnp.minimum(ranks, number - 1)] & (ranks < number)[None]
+    return flipped ^ base[None]
 
 
 def subset_sums(values: jax.Array) -> jax.Array:
