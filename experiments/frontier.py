@@ -38,16 +38,17 @@ from meco_jax import (
 )
 from meco_jax import system as sy
 from meco_jax.batching import map_channels
+from meco_jax.exact import sets
 from meco_jax.exact.allocation import (
     allocate,
     finish,
-    relax,
+    prepare,
     set_energy,
 )
 from meco_jax.exact.enumeration import STAGES, Stage, optimal
 from meco_jax.exact.schemes import repair
 from meco_jax.exact.search import search
-from meco_jax.exact.uplink import Uplink, make_uplink, priced_cost
+from meco_jax.exact.uplink import Uplink, priced_cost
 from meco_jax.runtime.policies import shipped
 
 FLAGS = flags.FLAGS
@@ -193,8 +194,7 @@ def fast_methods(system: System, policy: Policy | None) -> list[Method]:
 
 def rounded(system: System, h: jax.Array) -> Solution:
     """Price bisection alone: the relaxed answer, its one part task left local."""
-    uplink, forced = make_uplink(system, h), sy.forced(system)
-    relaxed = relax(uplink, forced.astype(h.dtype))
+    uplink, _, relaxed = prepare(system, h)
     offload = jnp.floor(relaxed.offload)
     energy, time = set_energy(uplink, offload)
     return finish(uplink, offload, time, energy, relaxed.bound)
@@ -202,14 +202,12 @@ def rounded(system: System, h: jax.Array) -> Solution:
 
 def prefixes(system: System, h: jax.Array, order: Callable[[Uplink, Any], jax.Array]) -> Solution:
     """Rank the devices, the forced ones first, and take the best prefix of the ranking."""
-    uplink, forced = make_uplink(system, h), sy.forced(system)
-    relaxed = relax(uplink, forced.astype(h.dtype))
-    place = jnp.argsort(jnp.lexsort((-order(uplink, relaxed), ~forced)))
-    sets = place[None] < jnp.arange(h.shape[-1] + 1)[:, None]  # [K + 1, K]
-    sets = jnp.where((uplink.usable & ~forced)[None], sets, forced[None]).astype(h.dtype)
-    energies, times = jax.vmap(partial(set_energy, uplink))(sets)
+    uplink, forced, relaxed = prepare(system, h)
+    ranks = jnp.argsort(jnp.lexsort((-order(uplink, relaxed), ~forced)))
+    some = sets.prefixes(ranks, uplink.usable & ~forced, forced).astype(h.dtype)  # [K + 1, K]
+    energies, times = jax.vmap(partial(set_energy, uplink))(some)
     best = jnp.argmin(energies)
-    return finish(uplink, sets[best], times[best], energies[best], relaxed.bound)
+    return finish(uplink, some[best], times[best], energies[best], relaxed.bound)
 
 
 def best_channel(uplink: Uplink, _: Any) -> jax.Array:

@@ -42,7 +42,7 @@ from meco_jax.system import System
 NEWTON_STEPS = 10  # for the price of a fixed set; 6 reach float32 save where many powers cap
 LAST_STEPS = 6  # the same between two breakpoints, where no more powers cap
 FREE = -200.0  # logarithm of a price of nothing [ln W]
-GUESS_STEPS = 3  # from a price that is nearly right
+GUESS_STEPS = 5  # from a price that is nearly right
 
 
 @short_repr
@@ -243,7 +243,7 @@ def relax(uplink: Uplink, must: jax.Array) -> Relaxed:
     breaks = jnp.where(jnp.tile(wanted, 2), breaks, jnp.inf)
     breaks = jnp.where(jnp.isfinite(breaks), breaks, jnp.inf)
     number = jnp.sum(jnp.isfinite(breaks))
-    ranks = sets.rank(breaks)
+    pick = sets.in_order(breaks)
     least, most = least_shares(uplink, must), (uplink.exact.coarse, uplink.exact.fine)
 
     def left(nats: jax.Array, more: jax.Array) -> jax.Array:
@@ -257,7 +257,7 @@ def relax(uplink: Uplink, must: jax.Array) -> Relaxed:
     def halve(_: int, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         low, high, *ends = found
         middle = (low + high) // 2
-        log_mu = sets.pick(ranks, middle, breaks)
+        log_mu = pick(middle)
         nats = best_efficiency(uplink, log_mu)
         after, until = wanted & (turns > log_mu), wanted & (turns >= log_mu)
         rest = left(nats, after)
@@ -270,12 +270,12 @@ def relax(uplink: Uplink, must: jax.Array) -> Relaxed:
     # it leaves of the slot, who sends beyond and up to it, and whether these would be too many.
     # All goes through the loop: computed again, rounding might turn a comparison.
     always = wanted & (must >= 1)
-    last = jnp.where(number > 0, sets.pick(ranks, number - 1, breaks), 0.0)
+    last = jnp.where(number > 0, pick(number - 1), 0.0)
     found = (jnp.full_like(number, -1), number, last, jnp.zeros_like(uplink.slot), always, always,
              jnp.array(False))  # fmt: skip
     rounds = max(1, math.ceil(math.log2(len(breaks) + 1)))
     low, _, last, spare, after, until, jumps = jax.lax.fori_loop(0, rounds, halve, found)
-    before = jnp.where(low >= 0, sets.pick(ranks, low, breaks), -jnp.inf)
+    before = jnp.where(low >= 0, pick(low), -jnp.inf)
     sends, split = jnp.where(jumps, after, until), jumps & until & ~after
     sent, shares = jnp.where(sends, 1.0, must), jax.tree.map(partial(jnp.where, sends), most, least)
     log_mu = _climb(uplink, sent, shares, before, last, LAST_STEPS)

@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from meco_jax import system as sy
-from meco_jax.exact.allocation import finish, relax, set_energy
+from meco_jax.exact import sets
+from meco_jax.exact.allocation import finish, prepare, priced_set
 from meco_jax.exact.duals import PriceGrid, price_grid
 from meco_jax.exact.uplink import (
+    FIT_TOLERANCE,
     Uplink,
     energy_spent,
     fits,
-    make_uplink,
+    least_shares,
     priced_cost,
 )
 from meco_jax.solution import Solution
@@ -25,7 +27,6 @@ from meco_jax.system import System
 
 COMPARING = 33, 4.0  # prices and half width [ln W] of the grid that compares decisions
 EXACT = 3  # decisions worth an exact allocation
-HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def mcos(system: System, h: jax.Array) -> Solution:
@@ -40,8 +41,8 @@ def mcos(system: System, h: jax.Array) -> Solution:
     Returns:
         A ``Solution``; infeasible where the forced devices do not fit. ``lower_bound`` is P1's.
     """
-    uplink, must = make_uplink(system, h), sy.forced(system).astype(h.dtype)
-    return _full_power(uplink, must, relax(uplink, must).bound)
+    uplink, forced, relaxed = prepare(system, h)
+    return _full_power(uplink, forced.astype(h.dtype), relaxed.bound)
 
 
 def mcos_partial(system: System, h: jax.Array) -> Solution:
@@ -56,8 +57,9 @@ def mcos_partial(system: System, h: jax.Array) -> Solution:
     Returns:
         A ``Solution`` with ``offload`` = m^+. ``lower_bound`` is that of partial offloading.
     """
-    uplink, must = make_uplink(system, h), sy.required_ratio(system)
-    return _full_power(uplink, must, relax(uplink, must).bound)
+    must = sy.required_ratio(system)
+    uplink, _, relaxed = prepare(system, h, must)
+    return _full_power(uplink, must, relaxed.bound)
 
 
 def pcos(system: System, h: jax.Array) -> Solution:
@@ -73,8 +75,7 @@ def pcos(system: System, h: jax.Array) -> Solution:
         A ``Solution`` with ``offload`` in [m^+, 1]. ``lower_bound`` is the dual's value:
         the same number but for rounding.
     """
-    uplink = make_uplink(system, h)
-    relaxed = relax(uplink, sy.required_ratio(system))
+    uplink, _, relaxed = prepare(system, h, sy.required_ratio(system))
     energy = energy_spent(uplink, relaxed.offload, relaxed.time)
     feasible = jnp.isfinite(relaxed.bound)
     dual = jnp.where(feasible, relaxed.bound, 0.0)
@@ -100,57 +101,60 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
     Returns:
         A ``Solution``; infeasible where the forced devices do not fit.
     """
-    uplink, forced = make_uplink(system, h), sy.forced(system)
-    relaxed = relax(uplink, forced.astype(h.dtype))
-    saved = jnp.where(uplink.usable, uplink.local - priced_cost(uplink, relaxed.log_mu), -jnp.inf)
+    uplink, forced, relaxed = prepare(system, h)
+    cost = priced_cost(uplink, relaxed.log_mu)
+    saved = jnp.where(uplink.usable, uplink.local - cost, -jnp.inf)
     group = jnp.where(forced, 0, jnp.where(offload > 0.5, 1, 2))
     grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
-    best, _, _ = best_prefix(uplink, grid, forced, jnp.lexsort((-saved, group)), EXACT)
-    changes = jnp.logical_xor(best[None], jnp.eye(h.shape[-1], dtype=bool))
-    changes = jnp.where((uplink.usable & ~forced)[None], changes, best[None])
-    best, time, energy = cheapest(uplink, grid, changes, best, EXACT)
+    order = jnp.lexsort((-saved, group))
+    free = uplink.usable & ~forced
+    prefixes = sets.prefixes(jnp.argsort(order), free, forced)
+    best, _, _ = cheapest(uplink, grid, prefixes, EXACT, forced)
+    changes = jnp.where(free[None], best[None] ^ jnp.eye(len(h), dtype=bool), best[None])
+    best, time, energy = cheapest(uplink, grid, changes, EXACT, best)
     return finish(uplink, best.astype(h.dtype), time, energy, relaxed.bound)
 
 
-def best_prefix(
-    uplink: Uplink, grid: PriceGrid, forced: jax.Array, ranking: jax.Array, exact: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Send the forced devices and the best number of others from the head of a ranking.
-
-    Args:
-        uplink: of the channel.
-        grid: dual terms that compare the prefixes.
-        forced: C2, ``[K]`` bool.
-        ranking: indices of all devices, the first ones sent first, ``[K]``.
-        exact: prefixes that are allocated exactly; the forced devices alone are another.
-
-    Returns:
-        The set ``[K]`` bool, its times ``[K]`` [s] and energy ``[]`` [J], see ``cheapest``.
-    """
-    place = jnp.argsort(ranking)
-    prefixes = place[None] < jnp.arange(len(ranking) + 1)[:, None]  # [K + 1, K]
-    prefixes = jnp.where((uplink.usable & ~forced)[None], prefixes, forced[None])
-    return cheapest(uplink, grid, prefixes, forced, exact)
-
-
 def cheapest(
-    uplink: Uplink, grid: PriceGrid, sets: jax.Array, known: jax.Array, exact: int
+    uplink: Uplink,
+    grid: PriceGrid,
+    candidates: jax.Array,
+    exact: int,
+    known: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Pick the set of least energy out of ``[M, K]`` and ``known`` ``[K]``, with its times.
+    """Pick the set of least energy out of ``candidates`` ``[M, K]``, and ``known`` ``[K]``.
 
     The grid's dual values, THEORY.md, section 5, tell the ``exact`` ones that are worth an exact
-    allocation. The energy is infinite if none fits.
+    allocation.
+
+    Returns:
+        The set ``[K]`` bool, its times ``[K]`` [s] and its energy ``[]`` [J], infinite if none
+        fits.
     """
-    flipped = (sets ^ grid.base[None]).astype(grid.flip_cost.dtype)
-    duals = grid.base_dual[None] + jnp.matmul(flipped, grid.flip_cost, precision=HIGHEST)
-    bounds = jnp.max(duals, axis=1)
-    fitting = jax.vmap(partial(fits, uplink))(sets.astype(grid.flip_cost.dtype))
-    bounds = jnp.where(fitting, bounds, jnp.inf)
-    _, likely = jax.lax.top_k(-bounds, min(exact, len(sets)))
-    few = jnp.concatenate([sets[likely], known[None]]).astype(grid.flip_cost.dtype)
-    energies, times = jax.vmap(partial(set_energy, uplink))(few)
+    least = jnp.stack(least_shares(uplink, uplink.usable), axis=1)  # [K, 2]
+    more = jnp.where(grid.base[:, None], -least, least)
+    flipped = candidates ^ grid.base[None]
+    sums = sets.total(flipped, jnp.concatenate([more, grid.flip_cost], axis=1))
+    duals = grid.base_dual[None] + sums[:, 2:]
+    used = jnp.sum(jnp.where(grid.base[:, None], least, 0.0), axis=0)[None] + sums[:, :2]
+    fitting = (1 - used[:, 0]) - used[:, 1] >= -FIT_TOLERANCE
+    bounds = jnp.where(fitting, jnp.max(duals, axis=1), jnp.inf)
+    _, likely = sets.smallest(bounds, min(exact, len(bounds)))
+    few, guesses = candidates[likely], guess_prices(grid.log_mu, duals[likely])
+    if known is not None:
+        few = jnp.concatenate([few, known[None]])
+        guesses = jnp.append(guesses, -jnp.inf)
+    few = few.astype(grid.flip_cost.dtype)
+    energies, times, _ = jax.vmap(partial(priced_set, uplink))(few, guesses)
     best = jnp.argmin(energies)
     return few[best] > 0, times[best], energies[best]
+
+
+def guess_prices(log_mu: jax.Array, duals: jax.Array) -> jax.Array:
+    """Prices at which sets' duals ``[M, J]`` are largest: ``[M]`` [ln W], or -inf at the ends."""
+    place = jnp.argmax(duals, axis=1)
+    inside = (place > 0) & (place < len(log_mu) - 1)
+    return jnp.where(inside, log_mu[place], -jnp.inf)
 
 
 def _full_power(uplink: Uplink, offload: jax.Array, bound: jax.Array) -> Solution:

@@ -6,6 +6,8 @@ scatter on every kind of device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,9 +26,13 @@ def rank(values: jax.Array) -> jax.Array:
     return jnp.sum(before, axis=1)
 
 
-def pick(ranks: jax.Array, place: jax.Array, values: jax.Array) -> jax.Array:
-    """Take the value ``[]`` that has a place in ``rank``'s order ``[N]``."""
-    return jnp.sum(jnp.where(ranks == place, values, jnp.zeros_like(values)))
+def in_order(values: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """Return what takes the n-th smallest of values ``[N]``, from 0 on."""
+    if len(values) > COUNTED:
+        ordered = jnp.sort(values)
+        return lambda n: ordered[jnp.maximum(n, 0)]
+    ranks = rank(values)
+    return lambda n: jnp.sum(jnp.where(ranks == n, values, 0.0))
 
 
 def members(ranks: jax.Array, number: int) -> jax.Array:
@@ -94,3 +100,8 @@ def smallest(values: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
 
     start = values, jnp.zeros(number, values.dtype), jnp.zeros(number, int)
     return jax.lax.fori_loop(0, number, take, start)[1:]
+
+
+def total(sets: jax.Array, values: jax.Array) -> jax.Array:
+    """Sum values ``[K, ...]`` over the members of sets ``[M, K]`` bool: ``[M, ...]``."""
+    return jnp.matmul(sets.astype(values.dtype), values, precision=jax.lax.Precision.HIGHEST)

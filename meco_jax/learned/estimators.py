@@ -24,10 +24,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from meco_jax import system as sy
-from meco_jax.exact.allocation import relax
+from meco_jax.exact import sets
+from meco_jax.exact.allocation import prepare
 from meco_jax.exact.duals import price_grid
-from meco_jax.exact.uplink import make_uplink
 from meco_jax.learned.policy import COMPARING, device_features, flips, price_certainty
 from meco_jax.paper.network import binarize
 from meco_jax.runtime.checks import refuse
@@ -62,8 +61,7 @@ class Case(NamedTuple):
 
 def make_case(system: System, h: jax.Array) -> Case:
     """Price one channel ``h: [K]``."""
-    uplink, forced = make_uplink(system, h), sy.forced(system)
-    relaxed = relax(uplink, forced.astype(h.dtype))
+    uplink, forced, relaxed = prepare(system, h)
     grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
     counts = jnp.isfinite(relaxed.bound) & (relaxed.bound > 0) & jnp.any(relaxed.offload > 0)
     bound = jnp.where(counts, relaxed.bound, 1.0)
@@ -169,9 +167,8 @@ def threshold(scores: jax.Array, case: Case) -> jax.Array:
 
 def best_count(scores: jax.Array, case: Case) -> jax.Array:
     """Send the forced devices and the best number of others in the order of their scores."""
-    place = jnp.argsort(jnp.argsort(-jnp.where(case.free, scores, -jnp.inf)))
-    prefixes = place[None] < jnp.arange(len(scores) + 1)[:, None]
-    prefixes = jnp.where(case.free[None], prefixes, case.forced[None]).astype(scores.dtype)
+    ranks = sets.rank(-jnp.where(case.free, scores, -jnp.inf))
+    prefixes = sets.prefixes(ranks, case.free, case.forced).astype(scores.dtype)
     return prefixes[jnp.argmin(jax.vmap(energy, (0, None))(prefixes, case))]
 
 

@@ -18,15 +18,11 @@ from flax import linen as nn
 from flax import struct
 
 from meco_jax import system as sy
-from meco_jax.exact.allocation import Relaxed, finish, relax
+from meco_jax.exact import sets
+from meco_jax.exact.allocation import Relaxed, finish, prepare
 from meco_jax.exact.duals import price_grid
-from meco_jax.exact.schemes import best_prefix, cheapest
-from meco_jax.exact.uplink import (
-    Uplink,
-    best_efficiency,
-    make_uplink,
-    priced_cost,
-)
+from meco_jax.exact.schemes import cheapest
+from meco_jax.exact.uplink import Uplink, best_efficiency, priced_cost
 from meco_jax.paper.network import Variables, widen
 from meco_jax.runtime.atomic import write_atomically
 from meco_jax.runtime.checks import integer
@@ -118,8 +114,7 @@ class GeneralPolicy(struct.PyTreeNode):
     def scores(self, system: System, h: jax.Array) -> jax.Array:
         """Score the devices of one channel ``[K]``: the network would send those above 0."""
         _check_one_channel(h)
-        uplink, forced = make_uplink(system, h), sy.forced(system)
-        relaxed = relax(uplink, forced.astype(h.dtype))
+        uplink, forced, relaxed = prepare(system, h)
         return self._scores(device_features(uplink, forced, relaxed), uplink.usable)
 
     def decide(self, system: System, h: jax.Array, effort: int = 0) -> Solution:
@@ -138,19 +133,18 @@ class GeneralPolicy(struct.PyTreeNode):
             ValueError: if h is a batch; ``meco_jax.solve`` takes them.
         """
         _check_one_channel(h)
-        uplink, forced = make_uplink(system, h), sy.forced(system)
-        relaxed = relax(uplink, forced.astype(h.dtype))
+        uplink, forced, relaxed = prepare(system, h)
         features = device_features(uplink, forced, relaxed)
         scores = self._scores(features, uplink.usable)
         grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
         free = uplink.usable & ~forced
-        ranking = jnp.argsort(-jnp.where(free, scores, -jnp.inf))
-        best, time, energy = best_prefix(uplink, grid, forced, ranking, exact=1)
+        ranks = sets.rank(-jnp.where(free, scores, -jnp.inf))
+        candidates = sets.prefixes(ranks, free, forced)
+        best, time, energy = cheapest(uplink, grid, candidates, exact=1)
         if effort:
-            certainty = jnp.where(free, price_certainty(features), jnp.inf)
-            sets = flips(best, certainty, effort)
-            sets = jnp.where(free[None], sets, best[None])
-            best, time, energy = cheapest(uplink, grid, sets, best, exact=3)
+            candidates = flips(best, jnp.where(free, price_certainty(features), jnp.inf), effort)
+            candidates = jnp.where(free[None], candidates, best[None])
+            best, time, energy = cheapest(uplink, grid, candidates, exact=2, known=best)
         return finish(uplink, best.astype(h.dtype), time, energy, relaxed.bound)
 
     def export(self, path: str | os.PathLike[str], num_devices: int, effort: int = 0) -> None:
@@ -216,9 +210,7 @@ def flips(base: jax.Array, certainty: jax.Array, effort: int) -> jax.Array:
         effort: n, how many devices to flip; at most K.
     """
     number = min(effort, len(base))
-    _, unsure = jax.lax.top_k(-certainty, number)
-    flipped = (np.arange(2**number)[:, None] >> np.arange(number)) % 2 == 1
-    return jnp.tile(base, (2**number, 1)).at[:, unsure].set(base[unsure][None] ^ flipped)
+    return sets.flip(base, sets.rank(certainty), jnp.asarray(sets.subsets(number)))
 
 
 def _squash(x: jax.Array) -> jax.Array:
