@@ -18,6 +18,7 @@ import numpy as np
 from meco_jax import system as sy
 from meco_jax.runtime.arguments import RANKS, batch_shape, check_batch, check_call
 from meco_jax.runtime.checks import as_floats, real, refuse
+from meco_jax.runtime.memory import once_per_system
 from meco_jax.runtime.settings import moves_data
 from meco_jax.solution import Solution
 from meco_jax.system import ArrayLike, System
@@ -241,15 +242,24 @@ def run_one(program: Program, h: jax.Array, system: System, multiple: int) -> So
     number = h.shape[-1]
     missing = -number % multiple
     # On the host, since arrays that are committed or weakly typed have programs of their own.
-    h, system = jax.tree.map(np.asarray, (h, system))
-    shapes = {name: getattr(system, name).shape for name in sy.PER_DEVICE}
-    if missing or any(shape != (number,) for shape in shapes.values()):
-        h = _pad(h, number, missing)
-        system = system.replace(**{n: _pad(getattr(system, n), number, missing) for n in shapes})
-    found = program(h, system)
+    system, gains = _padded_on_host(system, missing), np.asarray(h)
+    if missing:
+        gains = _pad(gains, number, missing)
+    found = program(gains, system)
     if missing:
         found = _cut(found, number)
     return found
+
+
+@once_per_system
+def _padded_on_host(system: System, missing: int) -> System:
+    """Take a system ``[K]`` to the host, and append devices."""
+    number = system.num_devices
+    system = jax.tree.map(np.asarray, system)  # JAX's arrays cannot be written here either
+    shapes = {name: getattr(system, name).shape for name in sy.PER_DEVICE}
+    if missing or any(shape != (number,) for shape in shapes.values()):
+        system = system.replace(**{n: _pad(getattr(system, n), number, missing) for n in shapes})
+    return system
 
 
 @partial(jax.jit, static_argnames="number")

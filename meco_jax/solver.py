@@ -6,6 +6,7 @@ blocks, or as a part of a program that is being recorded.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -241,7 +242,15 @@ def _default_system(h: ArrayLike, policy: Policy | GeneralPolicy | None) -> Syst
             f"h must have its devices on the last axis; got a column of shape {shape}: pass h.T, "
             f"or system=table1(1) for as many channels of one device"
         )
-    return table1(shape[-1])
+    return _table1(shape[-1], jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+
+
+@functools.lru_cache(maxsize=64)
+def _table1(num_devices: int, x64: bool) -> System:
+    """Draw Table 1 once per size and precision, as numbers wherever the call stands."""
+    del x64
+    with jax.ensure_compile_time_eval():
+        return table1(num_devices)
 
 
 @partial(jax.jit, static_argnames=("method", "stage", "effort"))

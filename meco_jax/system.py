@@ -48,6 +48,7 @@ from meco_jax.runtime.checks import (
     require,
 )
 from meco_jax.runtime.describe import short_repr
+from meco_jax.runtime.memory import once_per_system
 from meco_jax.units import from_dbm
 
 PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")
@@ -266,6 +267,7 @@ def check_type(system: System) -> System:
     return system
 
 
+@once_per_system
 def check_system(system: System) -> System:
     """Return the system with floating-point leaves.
 
@@ -287,6 +289,9 @@ def check_system(system: System) -> System:
             value = np.where(active, value, np.asarray(low + 1.0, value.dtype))
         require(f"system.{name}", value, low, included)
     floats = {name: as_floats(value) for name, value in values.items()}
+    for name, value in floats.items():
+        if isinstance(fields[name], (int, float)):
+            value.setflags(write=False)  # for ``once_per_system``
     return system.replace(**floats, active=active)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from meco_jax import system as sy
 from meco_jax.runtime.checks import as_floats, is_traced, real, refuse
+from meco_jax.runtime.memory import once_per_system
 from meco_jax.system import ArrayLike, System
 
 RANKS = {name: int(name in sy.PER_DEVICE) for name in (*sy.SYSTEM_RANGES, "active")}
@@ -53,16 +54,24 @@ def check_decision(offload: ArrayLike, system: System, h: jax.Array) -> jax.Arra
 def _batch_shapes(system: System, *arrays: jax.Array) -> dict[str, tuple[int, ...]]:
     """Name the batch axes that gains, decisions and fields bring along."""
     names = "h", "offload", *(f"arrays[{i}]" for i in range(2, len(arrays)))
-    shapes = {name: array.shape[:-1] for name, array in zip(names, arrays)}
+    return {n: x.shape[:-1] for n, x in zip(names, arrays)} | _field_shapes(system)
+
+
+@once_per_system
+def _field_shapes(system: System) -> dict[str, tuple[int, ...]]:
+    """Name the batch axes that fields bring along, where there are any."""
+    shapes = {}
     for name, rank in RANKS.items():
         shape = np.shape(getattr(system, name))
-        shapes[f"system.{name}"] = shape[: max(len(shape) - rank, 0)]
+        if len(shape) > rank:
+            shapes[f"system.{name}"] = shape[: len(shape) - rank]
     return shapes
 
 
 def batch_shape(system: System, *arrays: jax.Array) -> tuple[int, ...]:
     """Broadcast the batch axes of arrays ``[..., K]`` and of all fields."""
-    return np.broadcast_shapes(*_batch_shapes(system, *arrays).values())
+    shapes = _batch_shapes(system, *arrays).values()
+    return np.broadcast_shapes(*(shape for shape in shapes if shape))
 
 
 def check_batch(system: System, *arrays: jax.Array) -> None:
@@ -73,6 +82,8 @@ def check_batch(system: System, *arrays: jax.Array) -> None:
             devices, and no field of the devices says that so many systems are meant.
     """
     shapes = _batch_shapes(system, *arrays)
+    if not any(shapes.values()):
+        return
     together: tuple[int, ...] = ()
     for name, shape in shapes.items():
         try:
@@ -87,7 +98,7 @@ def check_batch(system: System, *arrays: jax.Array) -> None:
         # Channels of a sweep of slots or bases may bring the axis along: no device has its own.
         others = fields | ({"h"} if name in ("system.slot", "system.log_base") else set())
         if name.startswith("system.") and name not in fields and shape[-1:] == (number,) != (1,):
-            if any(shapes[other][-1:] == (number,) for other in others):
+            if any(shapes.get(other, ())[-1:] == (number,) for other in others):
                 continue
             raise ValueError(
                 f"{name} must be one value for all devices of a system; got shape {shape} for "
