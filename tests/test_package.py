@@ -11,8 +11,9 @@ ORDER = (
     "exact.derivatives", "units", "runtime.describe", "runtime.memory", "system", "scenarios",
     "solution", "runtime.arguments", "exact.uplink", "exact.duals", "exact.sets",
     "exact.allocation", "exact.schemes", "exact.enumeration", "exact.search", "paper.network",
-    "learned.policy", "runtime.policies", "runtime.checkpoints", "runtime.loop", "learned.estimators", "paper.training",
-    "learned.training", "paper.sweep", "batching", "solver", "warmup", "evaluation", "figures",
+    "learned.policy", "runtime.policies", "runtime.checkpoints", "runtime.loop",
+    "learned.estimators", "paper.training", "learned.training", "paper.sweep", "batching",
+    "solver", "warmup", "evaluation", "figures",
 )
 # fmt: on
 
