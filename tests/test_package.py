@@ -12,7 +12,8 @@ ORDER = (
     "exact.duals", "exact.allocation", "exact.schemes", "exact.enumeration", "exact.search",
     "paper.network", "learned.policy", "runtime.policies", "runtime.checkpoints", "runtime.loop",
     "learned.estimators", "paper.training", "learned.training", "paper.sweep", "batching",
-    "solver", "warmup", "evaluation", "figures",
+    "wpmec.system", "wpmec.devices", "wpmec.bounds", "wpmec.enumeration", "wpmec.search",
+    "wpmec.schemes", "wpmec.solver", "solver", "warmup", "evaluation", "figures",
 )
 # fmt: on
 
