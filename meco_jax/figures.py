@@ -382,7 +382,7 @@ def comparison_figure(rows: Rows, place: str, value: str, label: str) -> Figure:
                 linestyle="", label=method, marker=MARKERS[number % len(MARKERS)], markersize=6,
                 color=COLORS[number % len(COLORS)], alpha=0.85,
             )  # fmt: skip
-        _down_to_zero(axes, label, [row[value] for row in rows], "x")
+        _down_to_zero(axes, label, [row[value] for row in rows], "x", 1e-7)
         axes.set(yticks=range(len(places)), yticklabels=places, ylim=(len(places) - 0.5, -0.5))
         figure.legend(loc="outside right upper")
         return figure

@@ -20,14 +20,12 @@ def test_quantisation_keeps_the_order():
 
 
 def test_online_learning_plays_modes_below_the_optimum():
-    system = wpmec.reference(4)
-    h = np.asarray(wpmec.sample_channels(0, 4, 1500), np.float64)
-    run = droo.online(h, system, 2, seed=0)
-    best = np.asarray(wpmec.solve(h, system).rate)
-    ratio = run.rate / best
+    system = wpmec.reference(3)
+    h = np.asarray(wpmec.sample_channels(0, 3, 600), np.float64)
+    run = droo.online(h, system, 4, seed=0)
+    ratio = run.rate / np.asarray(wpmec.solve(h, system).rate)
     assert ratio.max() < 1 + 1e-6
-    assert ratio[-80:].mean() > 0.9
-    np.testing.assert_array_equal(run.rate, droo.online(h, system, 2, seed=0).rate)
+    assert max(0.9, ratio[:200].mean()) < ratio[-200:].mean()
 
 
 def test_script_on_drawn_frames(tmp_path):
