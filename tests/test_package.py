@@ -13,7 +13,8 @@ ORDER = (
     "paper.network", "learned.policy", "runtime.policies", "runtime.checkpoints", "runtime.loop",
     "learned.estimators", "paper.training", "learned.training", "paper.sweep", "batching",
     "wpmec.system", "wpmec.devices", "wpmec.bounds", "wpmec.enumeration", "wpmec.search",
-    "wpmec.schemes", "wpmec.solver", "solver", "warmup", "evaluation", "figures",
+    "wpmec.schemes", "wpmec.solver", "solver", "benchmarks", "warmup", "evaluation",
+    "figures",
 )
 # fmt: on
 
