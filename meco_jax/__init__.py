@@ -4,6 +4,8 @@
 the paper's policy. Units are SI; see ``meco_jax.system`` for the symbols.
 """
 
+from meco_jax import benchmarks as benchmarks
+from meco_jax import wpmec as wpmec
 from meco_jax.batching import map_channels
 from meco_jax.evaluation import evaluate_grid
 from meco_jax.learned.policy import GeneralPolicy

@@ -26,6 +26,9 @@ UNITS = {
     "lower_bound": "J",
     "energy_per_device": "J",
     "sending_time": "s",
+    "harvest": "s",
+    "rate": "bit/s",
+    "upper_bound": "bit/s",
 }
 """The units of fields, the same in every class; other fields have none [-]."""
 

@@ -13,7 +13,9 @@ ORDER = (
     "exact.allocation", "exact.schemes", "exact.enumeration", "exact.search", "paper.network",
     "learned.policy", "runtime.policies", "runtime.checkpoints", "runtime.loop",
     "learned.estimators", "paper.training", "learned.training", "paper.sweep", "batching",
-    "solver", "warmup", "evaluation", "figures",
+    "wpmec.system", "wpmec.devices", "wpmec.bounds", "wpmec.enumeration", "wpmec.search",
+    "wpmec.schemes", "wpmec.solver", "solver", "benchmarks", "warmup", "evaluation",
+    "figures",
 )
 # fmt: on
 

@@ -109,7 +109,7 @@ def schemes(lanes: Lanes) -> dict[str, Scheme]:
     found: dict[str, Scheme] = {}
     one = jax.tree.map(lambda leaf: leaf[0], lanes.systems)
     for text in FLAGS.scheme:
-        name, function, module = _load(text)
+        name, function, module = load_scheme(text)
         if name in (*NAMES, *found):
             taken = ", ".join((*NAMES, *found))
             common.stop(f"--scheme={text} must have another name than {taken}")
@@ -117,7 +117,7 @@ def schemes(lanes: Lanes) -> dict[str, Scheme]:
         try:
             jax.eval_shape(lambda h, f=function: solve(h, one, method=f), h)
         except Exception as error:
-            _refuse(text, error, module)
+            refuse_scheme(text, error, module)
         found[name] = function
     return found
 
@@ -137,7 +137,7 @@ def keep_rows(path: Path, schemes: dict[str, Scheme]) -> None:
         )
 
 
-def _load(text: str) -> tuple[str, Scheme, ModuleType]:
+def load_scheme(text: str) -> tuple[str, Scheme, ModuleType]:
     """Import ``module:function``, or stop with a line."""
     place, _, name = text.rpartition(":")
     if not place or not name.isidentifier():
@@ -145,7 +145,7 @@ def _load(text: str) -> tuple[str, Scheme, ModuleType]:
     try:
         module = _module(place)
     except Exception as error:
-        _refuse(text, error)
+        refuse_scheme(text, error)
     function = getattr(module, name, None)
     if not callable(function):
         got = "none" if function is None else repr(function)
@@ -172,7 +172,7 @@ def _module(place: str) -> ModuleType:
     return sys.modules[name]
 
 
-def _refuse(text: str, error: Exception, module: ModuleType | None = None) -> NoReturn:
+def refuse_scheme(text: str, error: Exception, module: ModuleType | None = None) -> NoReturn:
     """Stop with what an error says, and where in the user's file it was raised."""
     file = getattr(module, "__file__", None) or text.rpartition(":")[0]
     frames = traceback.extract_tb(error.__traceback__)

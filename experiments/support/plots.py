@@ -288,6 +288,33 @@ def line_style(number: int, points: int) -> dict[str, Any]:
     }
 
 
+def comparison_figure(rows: Rows, place: str, value: str, label: str) -> Figure:
+    """Draw one number of every method, a line of marks per place.
+
+    Args:
+        rows: with the columns "method", ``place`` and ``value``.
+        place: column of the names on the vertical axis, in order.
+        value: column of the numbers, from 0.
+        label: of the horizontal axis.
+    """
+    places = list(dict.fromkeys(row[place] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 1.4 + 0.32 * len(places)))
+        axes = figure.subplots()
+        for number, method in enumerate(methods):
+            own = [row for row in rows if row["method"] == method]
+            axes.plot(
+                [row[value] for row in own], [places.index(row[place]) for row in own],
+                linestyle="", label=method, marker=MARKERS[number % len(MARKERS)], markersize=6,
+                color=COLORS[number % len(COLORS)], alpha=0.85,
+            )  # fmt: skip
+        down_to_zero(axes, label, [row[value] for row in rows], "x", 1e-7)
+        axes.set(yticks=range(len(places)), yticklabels=places, ylim=(len(places) - 0.5, -0.5))
+        figure.legend(loc="outside right upper")
+        return figure
+
+
 def down_to_zero(axes: Axes, label: str, values: Any, which: str, least: float = 0.0) -> None:
     """Make an axis logarithmic, and linear from ``least`` to 0 where values are below.
 

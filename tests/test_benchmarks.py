@@ -1,0 +1,112 @@
+"""The benchmark: its files, its optima by independent means, its scores and its script."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+import wpmec_reference
+from cases import inside, one_line
+
+import meco_jax
+from meco_jax import benchmarks, wpmec
+
+FOLDER = Path(meco_jax.__file__).parent / benchmarks.FOLDER
+
+
+def test_all_families_load_and_are_proven():
+    assert len(benchmarks.names()) >= 8
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 700_000
+    for name in benchmarks.names():
+        family = benchmarks.load(name)
+        assert family.h.shape == family.offload.shape
+        gap = np.abs(family.bound / family.optimum - 1)
+        assert gap.max() <= 1e-9
+        assert family.problem == name.split("-")[0]
+
+
+def test_optima_are_those_of_brute_force():
+    family = benchmarks.load("wpmec-k10-hard-v1")
+    fields = {n: np.asarray(x, np.float64) for n, x in vars(family.system).items() if n != "active"}
+    for i in range(2):
+        terms = wpmec_reference.terms(
+            np.float64(family.h[i]), **{n: x[i] for n, x in fields.items()}
+        )
+        best, mode, _ = wpmec_reference.brute_force(*terms)
+        np.testing.assert_allclose(family.optimum[i], best, rtol=1e-9)
+        np.testing.assert_array_equal(family.offload[i], mode)
+    family = benchmarks.load("p1-k10-v1")
+    one = family.system.replace(**{n: x[0] for n, x in vars(family.system).items()})
+    p = reference.of_system(one, family.h[0])
+    np.testing.assert_allclose(family.optimum[0], reference.brute_force(p)[0], rtol=1e-8)
+
+
+def test_scores():
+    family = benchmarks.load("wpmec-k10-v1")
+    best = benchmarks.score("optimal", family, repeats=1)
+    assert best.gap_worst < 2e-6
+    assert best.infeasible == best.impossible == 0
+    own = benchmarks.score(loudest, family, repeats=1)
+    assert own.gap_worst > own.gap_95 > own.gap_mean > 0.01
+    assert own.us_per_channel > 0
+    lies = benchmarks.score(boasts, family, repeats=1)
+    assert lies.impossible == len(family.h)
+    assert lies.gap_worst == 0
+
+
+def loudest(system, h):
+    """Send from the device that is heard best, alone."""
+    return wpmec.allocate(h, h >= jnp.max(h), system)
+
+
+def boasts(system, h):
+    found = loudest(system, h)
+    return found.replace(rate=10 * found.rate, upper_bound=10 * found.rate)
+
+
+def test_bad_names_and_files(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"name must be one of .*p1-k10-v1.*; got 'p2'"):
+        benchmarks.load("p2")
+    with pytest.raises(ValueError, match=r"name must be the name of a family, or a family"):
+        benchmarks.score("optimal", 3)
+    with pytest.raises(ValueError, match=r"repeats must be at least 1"):
+        benchmarks.score("optimal", "p1-k10-v1", repeats=0)
+    copy = tmp_path / "copy"
+    shutil.copytree(FOLDER, copy)
+    (copy / "p1-k10-v1.npz").write_bytes(b"cut off")
+    monkeypatch.setattr(benchmarks, "_folder", lambda: copy)
+    with pytest.raises(ValueError, match=r"p1-k10-v1.npz must have the SHA-256"):
+        benchmarks.load("p1-k10-v1")
+
+
+def test_script_scores_a_scheme_of_your_own(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "import jax.numpy as jnp\nfrom meco_jax import wpmec\n\n\n"
+        "def loudest(system, h):\n    return wpmec.allocate(h, h >= jnp.max(h), system)\n"
+    )
+    flags = f"--scheme={mine}:loudest", "--family=wpmec-k10-v1", "--repeats=1"
+    result = inside(*flags, f"--output_dir={tmp_path / 'out'}", script="benchmark")
+    assert not result.returncode, result.stderr
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
+    assert [row["method"] for row in rows] == ["optimal", "prefix", "local", "offload", "loudest"]
+    assert float(rows[0]["gap_worst"]) < 2e-6
+    assert (tmp_path / "out" / "benchmark.png").stat().st_size > 5000
+    wrong = inside(f"--scheme={mine}:loudest", f"--output_dir={tmp_path / 'b'}", script="benchmark")
+    one_line(wrong, "--problem must say whose --scheme is")
+    wrong = inside("--family=p3", f"--output_dir={tmp_path / 'b'}", script="benchmark")
+    one_line(wrong, "--family must be different names among")
+
+
+def test_make_benchmarks_proves_what_it_draws(tmp_path):
+    flags = "--family=wpmec-k10-hard-v1,p1-k10-v1", "--instances=2"
+    result = inside(*flags, f"--output_dir={tmp_path}", script="make_benchmarks")
+    assert not result.returncode, result.stderr
+    assert len((tmp_path / "index.txt").read_text().splitlines()) == 2
+    with np.load(tmp_path / "p1-k10-v1.npz") as made:
+        family = benchmarks.load("p1-k10-v1")
+        np.testing.assert_allclose(made["h"], family.h[:2], rtol=1e-6)
+        np.testing.assert_allclose(made["optimum"], family.optimum[:2], rtol=1e-6)
