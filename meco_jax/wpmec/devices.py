@@ -65,8 +65,7 @@ def make_devices(system: WPMEC, h: Any, xp: ModuleType = jnp) -> Devices:
 class _Sender(NamedTuple):
     """What ``uplink.efficiency_at`` asks of an uplink, ``[K]`` each."""
 
-    weight: jax.Array
-    gain: jax.Array
+    log_scale: jax.Array
     max_efficiency: jax.Array
 
 
@@ -127,7 +126,7 @@ def alone_price(devices: Devices, xp: ModuleType = jnp) -> Any:
     at a price of 1; at an inexact u the rate is that of an allocation still.
     """
     one = xp.ones_like(devices.gain)
-    uplink: Any = _Sender(one, devices.gain, one * MOST_NATS)
+    uplink: Any = _Sender(-xp.log(devices.gain), one * MOST_NATS)
     nats = efficiency_of_uplink(uplink, xp.zeros_like(one), xp)
     time = devices.gain / xp.expm1(nats)
     return xp.where(devices.usable, devices.speed * nats * time / (1 + time), 0.0)
