@@ -77,8 +77,7 @@ def main(argv: list[str]) -> None:
 
 def draw(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Draw the mean gap of every method on every family."""
-    figure = plots.comparison_figure(rows, "family", "gap_mean", "mean gap to the optimum [-]")
-    figures.save_figure(figure, folder / "benchmark")
+    figures.save_figure(plots.benchmark_figure(rows), folder / "benchmark")
 
 
 def report(rows: list[dict[str, Any]]) -> None:

@@ -216,16 +216,13 @@ def coordinate_descent(system: wpmec.WPMEC, h: jax.Array) -> wpmec.Solution:
 
 def draw(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Draw the mean loss of every method, family by family."""
-    named = [row | {"frames of": f"{row['family']}, K = {row['num_devices']:g}"} for row in rows]
-    label = "mean loss, 1 - rate / best rate [-]"
-    figure = plots.comparison_figure(named, "frames of", "loss_mean", label)
-    figures.save_figure(figure, folder / "droo")
+    figures.save_figure(plots.loss_figure(rows), folder / "droo")
 
 
 def report(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
     print(f"{'family':10} {'K':>3}  {'method':19}{'normalised':>11}{'worst loss':>12}"
-          f"{'us a frame':>12}  proven to 1e-6")  # fmt: skip
+          f"{'us / frame':>12}  proven to 1e-6")  # fmt: skip
     for r in rows:
         proven = "" if np.isnan(r["proven_1e6"]) else f"{100 * r['proven_1e6']:8.2f} %"
         print(f"{r['family']:10} {r['num_devices']:3}  {r['method']:19}{r['normalised_mean']:11.6f}"

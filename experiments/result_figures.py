@@ -56,6 +56,8 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {  # by file
     "gradients": (("gradients_curves", "gradients"), plots.learning_figure),
     "frontier": (("frontier",), plots.frontier_figure),
     "scale": (("scale",), scale),
+    "droo": (("droo",), plots.loss_figure),
+    "benchmark": (("benchmark",), plots.benchmark_figure),
     "lanes": (("lanes",), plots.lanes_figure),
     "soak": (("soak_memory", "soak"), plots.soak_figure),
 }

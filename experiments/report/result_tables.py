@@ -11,6 +11,7 @@ from support.plots import ROUNDING
 
 Rows = list[dict[str, Any]]
 Lines = list[list[str]]  # cells
+LEAST_LOSS = 3e-7  # of float32 [-]
 LACKS = KeyError, IndexError, ValueError, TypeError  # of columns and rows that are not there
 QUANTITIES = {"best_efficiency": "spectral efficiency at a price", "priced_cost": "cost at a price",
               "required_ratio": "part that must be sent"}  # fmt: skip
@@ -152,6 +153,34 @@ def scale(rows: Rows) -> Lines:
     ]  # fmt: skip
 
 
+def droo(rows: Rows) -> Lines:
+    """Write mean losses on wireless powered offloading: a row per family and K."""
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    cells = {(r["family"], r["num_devices"], r["method"]): r for r in rows}
+    places = list(dict.fromkeys((r["family"], r["num_devices"]) for r in rows))
+    return [["frames", "K", *methods, "proven to 1e-6 [%]"]] + [
+        [family, f"{k:g}", *(_loss(cells[family, k, name]["loss_mean"]) for name in methods),
+         f"{100 * cells[family, k, 'optimal']['proven_1e6']:.4g}"] for family, k in places
+    ]  # fmt: skip
+
+
+def benchmark(rows: Rows) -> Lines:
+    """Write mean and worst gaps on the benchmark's families: a row per family."""
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    cells = {(r["family"], r["method"]): r for r in rows}
+    return [["family", *methods]] + [
+        [family, *("" if (family, name) not in cells else " / ".join(
+            _loss(cells[family, name][column]) for column in ("gap_mean", "gap_worst"))
+            for name in methods)]
+        for family in dict.fromkeys(r["family"] for r in rows)
+    ]  # fmt: skip
+
+
+def _loss(value: float) -> str:
+    """Write a part of the best, 0 where it is below what float32 tells."""
+    return f"{value:.1e}" if value > LEAST_LOSS else "0"
+
+
 def policy(rows: Rows) -> Lines:
     """Write the policy's gaps as evaluate_policy.py does: mean, largest row mean, worst."""
     names = [name.removesuffix("_gap_mean") for name in rows[0] if name.endswith("_gap_mean")]
@@ -276,6 +305,8 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., Lines]]] = {  # by name: 
     "frontier": (("frontier",), frontier),
     "certify": (("certify",), certify),
     "scale": (("scale",), scale),
+    "droo": (("droo",), droo),
+    "benchmark": (("benchmark",), benchmark),
     "policy": (("policy",), policy),
     "gradients": (("gradients",), gradients),
     "lanes": (("lanes",), lanes),

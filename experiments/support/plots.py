@@ -288,6 +288,18 @@ def line_style(number: int, points: int) -> dict[str, Any]:
     }
 
 
+def loss_figure(rows: Rows) -> Figure:
+    """Draw the mean loss of every method of wireless powered offloading, family by family."""
+    named = [{**row, "frames of": f"{row['family']}, K = {row['num_devices']:g}"} for row in rows]
+    label = "mean loss, 1 - rate / best rate [-]"
+    return comparison_figure(named, "frames of", "loss_mean", label)
+
+
+def benchmark_figure(rows: Rows) -> Figure:
+    """Draw the mean gap of every method on every family of the benchmark."""
+    return comparison_figure(rows, "family", "gap_mean", "mean gap to the optimum [-]")
+
+
 def comparison_figure(rows: Rows, place: str, value: str, label: str) -> Figure:
     """Draw one number of every method, a line of marks per place.
 
