@@ -239,6 +239,63 @@ def relax(uplink: Uplink, must: jax.Array) -> Relaxed:
     switch = jnp.where(feasible, switch_price(uplink), -jnp.inf)
     turns = jnp.where(must < 1, switch, jnp.inf)
     wanted = uplink.usable & feasible & ((must > 0) | (turns > -jnp.inf))
+    found = _find_break(uplink, must, turns, wanted)
+    last, jumps = found.log_mu, found.jumps
+    sends = jnp.where(jumps, found.after, found.until)
+    split = jumps & found.until & ~found.after
+    least, most = least_shares(uplink, must), (uplink.exact.coarse, uplink.exact.fine)
+    sent, shares = jnp.where(sends, 1.0, must), jax.tree.map(partial(jnp.where, sends), most, least)
+    log_mu = _climb(uplink, sent, shares, found.before, last, LAST_STEPS)
+    log_mu = jnp.where(jumps, last, log_mu)
+
+    nats = best_efficiency(uplink, log_mu)
+    time = uplink.load / nats
+    fastest = jnp.where(nats < uplink.max_efficiency, uplink.load / uplink.max_efficiency, time)
+    longer = jnp.where(jumps, jnp.where(split, (1 - must) * time, 0.0), sent * (time - fastest))
+    spare = jnp.where(jumps, found.spare, room(shares, sent > 0))
+    extra = jnp.sum(longer) / uplink.slot
+    most_of = jnp.where(jumps, 1.0, 2.0)
+    blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, most_of)
+    parts = jnp.where(split, must + blend * (1 - must), sent)
+    time = jnp.where(jumps, sent * time, sent * fastest) + blend * longer
+    bound = proven_dual(uplink, must, wanted, log_mu)
+
+    # Who would rather stay sends what it must, all of it too.
+    stays = jnp.where(must < 1, parts < 1, switch <= log_mu)
+    uplink, must = given
+    log_mu, offload = _fill_slot(
+        uplink, with_derivative(parts, jnp.where(stays, must, parts)), log_mu, split
+    )
+    dual = at_best(_lagrangian, (uplink, offload), (log_mu,))
+    return Relaxed(
+        offload=offload,
+        time=with_derivative(time, offload * uplink.load / best_efficiency(uplink, log_mu)),
+        sends=sends,
+        log_mu=log_mu,
+        bound=jnp.where(feasible, with_derivative(bound, dual), jnp.inf),
+    )
+
+
+class _Break(NamedTuple):
+    """The first of the prices where something changes at which the slot suffices."""
+
+    before: jax.Array  # [] the one before, -inf for none [ln W]
+    log_mu: jax.Array  # [] this one [ln W]
+    spare: jax.Array  # [] what it leaves of the slot [-]
+    after: jax.Array  # [K] bool: who sends all beyond this price
+    until: jax.Array  # [K] bool: who sends all up to it
+    jumps: jax.Array  # [] bool: whether these would be too many
+
+
+def _find_break(uplink: Uplink, must: jax.Array, turns: jax.Array, wanted: jax.Array) -> _Break:
+    """Rank the prices at which devices turn local or cap, and bisect them.
+
+    Args:
+        uplink: the uplink.
+        must: part of each task that must be sent ``[K]`` [-].
+        turns: price beyond which a device sends no more than that ``[K]`` [ln W].
+        wanted: who sends at any price ``[K]`` bool.
+    """
     breaks = jnp.concatenate([turns, log_price(uplink, uplink.max_efficiency)])
     breaks = jnp.where(jnp.tile(wanted, 2), breaks, jnp.inf)
     breaks = jnp.where(jnp.isfinite(breaks), breaks, jnp.inf)
@@ -274,39 +331,8 @@ def relax(uplink: Uplink, must: jax.Array) -> Relaxed:
     found = (jnp.full_like(number, -1), number, last, jnp.zeros_like(uplink.slot), always, always,
              jnp.array(False))  # fmt: skip
     rounds = max(1, math.ceil(math.log2(len(breaks) + 1)))
-    low, _, last, spare, after, until, jumps = jax.lax.fori_loop(0, rounds, halve, found)
-    before = jnp.where(low >= 0, pick(low), -jnp.inf)
-    sends, split = jnp.where(jumps, after, until), jumps & until & ~after
-    sent, shares = jnp.where(sends, 1.0, must), jax.tree.map(partial(jnp.where, sends), most, least)
-    log_mu = _climb(uplink, sent, shares, before, last, LAST_STEPS)
-    log_mu = jnp.where(jumps, last, log_mu)
-
-    nats = best_efficiency(uplink, log_mu)
-    time = uplink.load / nats
-    fastest = jnp.where(nats < uplink.max_efficiency, uplink.load / uplink.max_efficiency, time)
-    longer = jnp.where(jumps, jnp.where(split, (1 - must) * time, 0.0), sent * (time - fastest))
-    spare = jnp.where(jumps, spare, room(shares, sent > 0))
-    extra = jnp.sum(longer) / uplink.slot
-    most_of = jnp.where(jumps, 1.0, 2.0)
-    blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, most_of)
-    parts = jnp.where(split, must + blend * (1 - must), sent)
-    time = jnp.where(jumps, sent * time, sent * fastest) + blend * longer
-    bound = proven_dual(uplink, must, wanted, log_mu)
-
-    # Who would rather stay sends what it must, all of it too.
-    stays = jnp.where(must < 1, parts < 1, switch <= log_mu)
-    uplink, must = given
-    log_mu, offload = _fill_slot(
-        uplink, with_derivative(parts, jnp.where(stays, must, parts)), log_mu, split
-    )
-    dual = at_best(_lagrangian, (uplink, offload), (log_mu,))
-    return Relaxed(
-        offload=offload,
-        time=with_derivative(time, offload * uplink.load / best_efficiency(uplink, log_mu)),
-        sends=sends,
-        log_mu=log_mu,
-        bound=jnp.where(feasible, with_derivative(bound, dual), jnp.inf),
-    )
+    low, _, *ends = jax.lax.fori_loop(0, rounds, halve, found)
+    return _Break(jnp.where(low >= 0, pick(low), -jnp.inf), *ends)
 
 
 def allocate(system: System, h: jax.Array, offload: jax.Array) -> Solution:
