@@ -131,14 +131,14 @@ def _prefixes(state: _Search, grid: PriceGrid, count: int) -> np.ndarray:
 
 def _search_count(state: _Search, count: int, log_mu: float) -> None:
     """Search the decisions with ``count`` free senders, device by device."""
-    p, free = state.p, state.free
+    free = state.free
     if count in (0, len(free)):  # one set
         whole = state.forced.copy()
         whole[free] |= count > 0
         state.try_set(whole)
         return
     state.nodes -= EXACT_NODES
-    grid = host_grid(p, log_mu, COARSE[1])
+    grid = host_grid(state.p, log_mu, COARSE[1])
     base_dual, saving = _from_forced(state, grid)
     order = -np.sort(-saving, axis=0)
     least = base_dual - order[:count].sum(axis=0)
@@ -151,21 +151,60 @@ def _search_count(state: _Search, count: int, log_mu: float) -> None:
         return
     undecided = np.flatnonzero((kept < state.cut) & (sent < state.cut))
     undecided = undecided[np.argsort(-np.maximum(kept, sent)[undecided], kind="stable")]
-    base = kept >= state.cut  # who surely sends
-    before = _dominance(p, free[undecided])
-    number = count - base.sum()
-    used = np.full(1, p.min_time[state.forced].sum() + p.min_time[free[base]].sum())
+    whole = state.forced.copy()
+    whole[free[kept >= state.cut]] = True  # who surely sends
+    number = count - int((kept >= state.cut).sum())
+    bounds, sets = _decide_in_turn(
+        state, whole, free[undecided], number, least, stay[undecided], send[undecided]
+    )
+    for low, chosen in zip(bounds, sets):
+        if low >= state.cut:
+            break
+        if state.nodes <= 0:
+            state.bound = min(state.bound, low)
+            break
+        candidate = whole.copy()
+        candidate[free[undecided[chosen]]] = True
+        state.try_set(candidate)
+
+
+def _decide_in_turn(
+    state: _Search,
+    whole: np.ndarray,
+    undecided: np.ndarray,
+    number: int,
+    least: np.ndarray,
+    stay: np.ndarray,
+    send: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Branch on one undecided device after the other, and cut what cannot be better.
+
+    Args:
+        state: what is known.
+        whole: who sends in all of these decisions ``[K]`` bool.
+        undecided: devices to branch on ``[n]``.
+        number: how many of them send.
+        least: dual values of all these decisions ``[J]`` [J].
+        stay: what is added where a device stays ``[n, J]`` [J].
+        send: what is added where it sends ``[n, J]`` [J].
+
+    Returns:
+        Bounds, ascending ``[M]`` [J], and who of the undecided sends ``[M, n]`` bool.
+    """
+    p = state.p
+    before = _dominance(p, undecided)
+    used = np.full(1, p.min_time[whole].sum())
     duals, sets = least[None], np.zeros((1, len(undecided)), bool)
     for place, k in enumerate(undecided):
         width = max(LEAST_WIDTH, state.nodes // (len(undecided) - place))
         better, worse = (np.flatnonzero(x[:place]) for x in (before[:, place], before[place]))
         sums = sets[:, :place].sum(axis=1)
         may_send = (sums < number) & sets[:, better].all(axis=1)
-        may_send &= used + p.min_time[free[k]] <= p.slot * (1 + FIT_TOLERANCE)
+        may_send &= used + p.min_time[k] <= p.slot * (1 + FIT_TOLERANCE)
         may_stay = (sums + len(undecided) - place > number) & ~sets[:, worse].any(axis=1)
         rows = np.concatenate([np.flatnonzero(may_stay), np.flatnonzero(may_send)])
-        flipped = np.arange(len(rows)) >= may_stay.sum()
-        duals = duals[rows] + np.where(flipped[:, None], send[k], stay[k])
+        sends = np.arange(len(rows)) >= may_stay.sum()
+        duals = duals[rows] + np.where(sends[:, None], send[place], stay[place])
         low = duals.max(axis=1)
         state.nodes -= len(low)
         keep = np.flatnonzero(low < state.cut)
@@ -175,18 +214,9 @@ def _search_count(state: _Search, count: int, log_mu: float) -> None:
             keep = keep[:width]
         rows, duals = rows[keep], duals[keep]
         sets = sets[rows]
-        sets[:, place] = flipped[keep]
-        used = used[rows] + sets[:, place] * p.min_time[free[k]]
-    for low, chosen in zip(duals.max(axis=1), sets):
-        if low >= state.cut:
-            break
-        if state.nodes <= 0:
-            state.bound = min(state.bound, low)
-            break
-        whole = state.forced.copy()
-        whole[free[base]] = True
-        whole[free[undecided[chosen]]] = True
-        state.try_set(whole)
+        sets[:, place] = sends[keep]
+        used = used[rows] + sets[:, place] * p.min_time[k]
+    return duals.max(axis=1), sets
 
 
 def _dominance(p: Uplink, devices: np.ndarray) -> np.ndarray:
