@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from meco_jax import system as sy
-from meco_jax.exact.duals import PriceGrid, least_dual, price_grid, saving
+from meco_jax.exact.duals import PriceGrid, price_grid, saving
 from meco_jax.exact.enumeration import COARSE
 from meco_jax.exact.uplink import (
     FIT_TOLERANCE,
@@ -21,6 +21,7 @@ from meco_jax.exact.uplink import (
     excess,
     log_price,
     make_uplink,
+    switch_price,
 )
 from meco_jax.solution import Solution
 from meco_jax.system import System
@@ -58,7 +59,7 @@ def search(
     p = host_uplink(system, h)
     forced = np.asarray(sy.forced(system))
     state = _Search(p, forced, energy, tolerance, max_nodes)
-    middle = _zoom(p, forced)
+    middle = _middle_price(p, forced)
     bounds, centres = _count_bounds(state, host_grid(p, middle, COARSE[1]))
     for count in np.argsort(bounds, kind="stable")[:FIRST_COUNTS]:  # a good answer first
         if bounds[count] < state.cut:
@@ -279,16 +280,23 @@ def solution_on_host(system: System, h: np.ndarray, chosen: np.ndarray) -> Solut
     return Solution(**floats, feasible=np.isfinite(energy))  # type: ignore[arg-type]
 
 
-def _zoom(p: Uplink, forced: np.ndarray) -> float:
-    """Maximise the concave L(mu) over the price by ever narrower grids: ln mu [ln W]."""
-    log_mu, width = -30.0, 90.0
-    for _ in range(7):
-        grid = host_grid(p, log_mu, width)
-        best = int(np.argmax(least_dual(grid, forced, np)))
-        log_mu = float(grid.log_mu[best])
-        left, right = grid.log_mu[max(best - 1, 0)], grid.log_mu[min(best + 1, PRICES - 1)]
-        width = float(max(log_mu - left, right - log_mu))
-    return log_mu
+def _middle_price(p: Uplink, forced: np.ndarray) -> float:
+    """Find about where L(mu) is largest: ln mu [ln W].
+
+    The first price, of those where a device turns local or caps, at which the slot suffices, as
+    in ``allocation.relax``.
+    """
+    turns = np.where(forced, np.inf, switch_price(p, np))
+    wanted = p.usable & (turns > -np.inf)
+    breaks = np.concatenate([turns[wanted], log_price(p, p.max_efficiency, np)[wanted]])
+    breaks = np.sort(breaks[np.isfinite(breaks)])
+    low, high = -1, len(breaks) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        nats = efficiency_at(p, breaks[middle], np)
+        suffices = np.sum((p.load / nats)[wanted & (turns > breaks[middle])]) <= p.slot
+        low, high = (low, middle) if suffices else (middle, high)
+    return float(breaks[high]) if len(breaks) else 0.0
 
 
 def host_uplink(system: System, h: np.ndarray) -> Uplink:

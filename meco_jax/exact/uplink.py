@@ -28,6 +28,7 @@ NEAR = 2.1e-4  # largest relative error of ``near_efficiency``, fitted for ln y 
 SMALL_Y = (0.0, 1.0, 0.30338298, 0.00338781), (1.0, 0.63568729, 0.06587861)  # in sqrt(2 y)
 LARGE_Y = (1.20830537, 0.364993291, 0.178662429, 0.0), (1.0, 0.182570117, -1.46422376e-5)  # ln y
 BETWEEN = 3.6  # ln y where the two meet
+EXCESS = [(-1) ** n / math.factorial(n) for n in range(12, 1, -1)]  # of x^10, ... x, 1
 LEAST_POWER = 1e-37  # less has no digits in float32; a task is through sooner with it [W]
 LEAST_LOG_Y = -80.0  # x^2 must not underflow; at x = 6e-18 and below energies are the same
 SHARE_UNIT = 2.0**-20  # sums of its multiples are exact in float32, in any order, up to 16 slots
@@ -277,7 +278,7 @@ def _cost(uplink: Uplink, log_mu: jax.Array, best: jax.Array) -> jax.Array:
     return jnp.where(uplink.usable, cost, uplink.min_time)  # min_time is 0 or infinite there
 
 
-def switch_price(uplink: Uplink) -> jax.Array:
+def switch_price(uplink: Uplink, xp: ModuleType = jnp) -> jax.Array:
     """Price at which sending a task costs as much as keeping it, c(mu) = e: ``[K]`` [ln W].
 
     Sending costs less below it, -inf where it never does. With x = ln(e / c(0)) nats a symbol
@@ -285,13 +286,13 @@ def switch_price(uplink: Uplink) -> jax.Array:
     """
     never = ~uplink.usable | (uplink.local <= 0)
     free = uplink.load * uplink.weight / uplink.gain  # c(0), what sending costs where time is free
-    nats = jnp.log(jnp.where(never, 1.0, uplink.local)) - jnp.log(free)
+    nats = xp.log(xp.where(never, 1.0, uplink.local)) - xp.log(free)
     never |= nats <= 0
-    nats = jnp.where(never, uplink.max_efficiency, nats)
-    reached = jnp.minimum(nats, uplink.max_efficiency)
-    beyond = reached * jnp.expm1(jnp.minimum(nats - reached, 80.0))
-    log_mu = uplink.log_scale + reached + jnp.log(excess(reached) + beyond)
-    return jnp.where(never, -jnp.inf, log_mu)
+    nats = xp.where(never, uplink.max_efficiency, nats)
+    reached = xp.minimum(nats, uplink.max_efficiency)
+    beyond = reached * xp.expm1(xp.minimum(nats - reached, 80.0))
+    log_mu = uplink.log_scale + reached + xp.log(excess(reached, xp) + beyond)
+    return xp.where(never, -xp.inf, log_mu)
 
 
 def send_power(uplink: Uplink, offload: jax.Array, time: jax.Array) -> jax.Array:
@@ -332,6 +333,6 @@ def excess(nats: Any, xp: ModuleType = jnp) -> Any:
     """x - 1 + e^-x for x > 0, without cancellation, of any shape."""
     small = xp.where(nats < 1, nats, 0.0)
     series = xp.zeros_like(small)
-    for n in range(12, 1, -1):  # x^2 / 2 - x^3 / 6 + ...
-        series = series * small + (-1) ** n / math.factorial(n)
+    for coefficient in EXCESS:
+        series = series * small + coefficient
     return xp.where(nats < 1, small * small * series, (nats - 1) + xp.exp(-nats))
