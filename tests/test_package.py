@@ -13,6 +13,8 @@ ORDER = (
     "exact.enumeration", "exact.search", "paper.network", "learned.policy", "runtime.policies",
     "runtime.checkpoints", "runtime.loop", "learned.estimators", "paper.training",
     "learned.training", "paper.sweep", "batching", "solver", "warmup", "evaluation", "figures",
+    "simulation.scenario", "simulation.draws", "simulation.channels", "simulation.tasks",
+    "simulation.transmission", "simulation.margins", "simulation.simulate", "simulation.metrics",
 )
 # fmt: on
 

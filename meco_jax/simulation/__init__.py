@@ -1,0 +1,22 @@
+"""Slot after slot: channels that move, tasks that arrive, CSI that is old, batteries."""
+
+from meco_jax.simulation.channels import doppler_frequency
+from meco_jax.simulation.margins import backoff, robust
+from meco_jax.simulation.metrics import jain_index, summarise
+from meco_jax.simulation.scenario import Scenario
+from meco_jax.simulation.simulate import Observation, Outcome, State, reset, simulate, step
+
+__all__ = [
+    "Observation",
+    "Outcome",
+    "Scenario",
+    "State",
+    "backoff",
+    "doppler_frequency",
+    "jain_index",
+    "reset",
+    "robust",
+    "simulate",
+    "step",
+    "summarise",
+]
