@@ -126,12 +126,19 @@ def test_the_same_key_is_the_same(eventful):
 def test_fewer_slots_are_the_first(eventful):
     _, outcome = eventful
     state, seen = reset(jax.random.fold_in(jax.random.key(3), 0), EVENTFUL)
+    decide = jax.jit(partial(solve, method="pcos"))
     for number in range(1, 4):
-        decision = jax.jit(partial(solve, method="pcos"))(seen.h, seen.system)
+        decision = decide(seen.h, seen.system)
         key = jax.random.fold_in(jax.random.key(3), number)
         state, seen, now = step(key, state, decision)
         for one, all_ in zip(now, outcome):
             np.testing.assert_allclose(one, all_[number - 1], rtol=2e-5, atol=1e-9)
+    more, _ = simulate(state, "pcos", 9, 1)
+    by_hand, _, _ = step(
+        jax.random.fold_in(jax.random.key(9), 1), state, decide(seen.h, seen.system)
+    )
+    for one, other in zip(jax.tree.leaves(more), jax.tree.leaves(by_hand)):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-9)
 
 
 def test_padding_changes_nothing(eventful):

@@ -7,6 +7,7 @@ the quantile of the true gain given what is known of it, ``backoff`` with so man
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -69,14 +70,28 @@ class Robust(struct.PyTreeNode):
         """
         if self.per == "uplink":
             return decide(self.scheme, system, self._safe_gain(expected, spread, 1))
-        # As many uplinks as there are tasks, at most; then as many as these plans have, if the
-        # second plan, with the smaller margin, does not have more.
-        tasks = jnp.sum(system.active & (system.task_bits > 0))
-        first = decide(self.scheme, system, self._safe_gain(expected, spread, tasks))
-        number = jnp.where(first.feasible, _senders(first), jnp.sum(sy.forced(system)))
-        second = decide(self.scheme, system, self._safe_gain(expected, spread, number))
-        better = second.feasible & (_senders(second) <= number) & ~(second.energy > first.energy)
-        return jax.tree.map(lambda new, old: jnp.where(better, new, old), second, first)
+
+        # First as many uplinks as there are tasks; then as many as that plan has, if the plan
+        # with the smaller margin does not have more.
+        def refine(
+            best: tuple[jax.Array, Solution], _: None
+        ) -> tuple[tuple[jax.Array, Solution], None]:
+            number, old = best
+            new = decide(self.scheme, system, self._safe_gain(expected, spread, number))
+            sends = jnp.sum(new.offload > 0, dtype=jnp.int32)
+            better = new.feasible & (sends <= number) & ~(new.energy > old.energy)
+            forced = jnp.sum(sy.forced(system), dtype=jnp.int32)
+            number = jnp.where(new.feasible, sends, forced)
+            return (number, jax.tree.map(partial(jnp.where, better), new, old)), None
+
+        tasks = jnp.sum(system.active & (system.task_bits > 0), dtype=jnp.int32)
+        shapes = jax.eval_shape(lambda: decide(self.scheme, system, expected))
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        nothing = nothing.replace(
+            energy=nothing.energy + jnp.inf, lower_bound=nothing.lower_bound + jnp.inf
+        )
+        (_, plan), _ = jax.lax.scan(refine, (tasks, nothing), length=2)
+        return plan
 
     def _safe_gain(self, expected: jax.Array, spread: jax.Array, number: Any) -> jax.Array:
         """Amplitudes below which gains are with the probability that each of n uplinks may have.
@@ -205,10 +220,6 @@ def rice(a: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _rice_density(a: jax.Array, y: jax.Array) -> jax.Array:
     return (a + y) * jnp.exp(-y * y / 2) * i0e(a * (a + y))
-
-
-def _senders(solution: Solution) -> jax.Array:
-    return jnp.sum(solution.offload > 0)
 
 
 def _check_share(name: str, value: Any, ends: bool, low: int = 0) -> None:

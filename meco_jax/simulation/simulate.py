@@ -128,7 +128,7 @@ def step(
 
 @moves_data
 def simulate(
-    scenario: Scenario, scheme: str | Scheme, key: jax.Array | int, num_slots: int
+    scenario: Scenario | State, scheme: str | Scheme, key: jax.Array | int, num_slots: int
 ) -> tuple[State, Outcome]:
     """Play slots of one cell, decided by a scheme: ``reset`` and a scan of ``step``.
 
@@ -140,7 +140,8 @@ def simulate(
         state, outcome = run(keys)  # [1024, 100, K]
 
     Args:
-        scenario: what happens.
+        scenario: what happens; or the state that an earlier call ended with, to go on from there
+            in parts, with another key each.
         scheme: a method of ``solve`` by name, a function ``f(system, h) -> Solution`` of one
             channel, or one of these with a margin, by ``robust`` or ``backoff``. Padding, and
             devices without a task or battery, are among the devices.
@@ -155,7 +156,8 @@ def simulate(
     """
     num_slots = integer("num_slots", num_slots, low=1)
     check_scheme(scheme)
-    scenario = check_scenario(scenario)
+    if not isinstance(scenario, State):
+        scenario = check_scenario(scenario)
     decider = scheme if isinstance(scheme, (Backoff, Robust)) else Plain(scheme)
     run: Any = _simulate
     if inside_trace() and callable(decider.scheme):
@@ -172,7 +174,7 @@ class Plain(struct.PyTreeNode):
 
 @partial(jax.jit, static_argnames="num_slots")
 def _simulate(
-    key: jax.Array, scenario: Scenario, scheme: Plain | Backoff | Robust, num_slots: int
+    key: jax.Array, start: Scenario | State, scheme: Plain | Backoff | Robust, num_slots: int
 ) -> tuple[State, Outcome]:
     def slot(
         carry: tuple[State, Observation], number: jax.Array
@@ -182,7 +184,10 @@ def _simulate(
         state, observation, outcome = _step(jax.random.fold_in(key, number), state, decision)
         return (state, observation), outcome
 
-    first = _reset(jax.random.fold_in(key, 0), scenario)
+    if isinstance(start, State):
+        first = start, observe(start)
+    else:
+        first = _reset(jax.random.fold_in(key, 0), start)
     numbers = jnp.arange(1, num_slots + 1, dtype=jnp.int32)
     (state, _), outcomes = jax.lax.scan(slot, first, numbers)
     return state, outcomes
