@@ -14,7 +14,8 @@ ORDER = (
     "runtime.checkpoints", "runtime.loop", "learned.estimators", "paper.training",
     "learned.training", "paper.sweep", "batching", "solver", "warmup", "evaluation", "figures",
     "simulation.scenario", "simulation.draws", "simulation.channels", "simulation.tasks",
-    "simulation.transmission", "simulation.margins", "simulation.simulate", "simulation.metrics",
+    "simulation.transmission", "simulation.margins", "simulation.simulate",
+    "simulation.calibrate", "simulation.metrics",
 )
 # fmt: on
 

@@ -15,6 +15,7 @@ from meco_jax import Solution, System, pad_devices, repair, sample_channels, sol
 from meco_jax.simulation import (
     Scenario,
     backoff,
+    calibrate,
     jain_index,
     reset,
     robust,
@@ -363,6 +364,32 @@ def test_outage_asked_is_met(per):
         assert number > 3000
         half = 3 * (outage * (1 - outage) / number) ** 0.5
         assert outage - half < met < outage + half
+        if per == "slot":  # what is expected of each slot, on the knowledge of that slot
+            risk = np.asarray(outcome.risk[place])[sent.any(axis=-1)]
+            np.testing.assert_allclose(risk, outage, rtol=2e-3)
+
+
+def test_one_price_of_risk_spends_less():
+    """The same share of late slots, by a price of risk found on other slots."""
+    scenario = Scenario(slow_cpus(4), csi="estimated", csi_error=0.2)
+    safe = robust("mcos", 0.05)
+    priced = calibrate(safe, scenario, 0, 80)
+
+    def play(scheme):
+        run = jax.vmap(lambda seed: simulate(scenario, scheme, seed, 600)[1])
+        return jax.tree.map(np.asarray, run(jnp.arange(2) + 9))
+
+    each, mean = play(safe), play(priced)
+    risk = mean.risk[mean.sent.any(axis=-1)]
+    assert np.std(risk) > 0.01  # some slots take more
+    assert 0.02 < np.mean(risk) < 0.055
+    late = mean.late.any(axis=-1)
+    assert np.mean(late) == pytest.approx(np.mean(mean.risk), abs=3 * (0.05 / late.size) ** 0.5)
+    assert np.sum(mean.energy) < np.sum(each.energy)
+    with pytest.raises(ValueError, match="scheme must be from robust"):
+        calibrate(robust("mcos", 0.1, error=0.1), scenario, 0)
+    with pytest.raises(ValueError, match="calibrate must be called outside jax.jit"):
+        jax.jit(lambda key: calibrate(safe, scenario, key))(jax.random.key(0))
 
 
 def test_margins_outside_the_simulator():
@@ -372,7 +399,6 @@ def test_margins_outside_the_simulator():
     h_safe = gain_quantile(h, jnp.full(3, 0.2 * 1e-3), 0.1)
     for scheme, planned in (
         (robust("mcos", 0.1, error=0.2, per="uplink"), h_safe),
-        (robust("mcos", 1 - 0.9**3, error=0.2), h_safe),
         (robust("mcos", 0.1, error=0.0), h),
         (backoff("mcos", 3.0), h * 10**-0.15),
     ):

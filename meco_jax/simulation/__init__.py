@@ -1,5 +1,6 @@
 """Slot after slot: channels that move, tasks that arrive, CSI that is old, batteries."""
 
+from meco_jax.simulation.calibrate import calibrate
 from meco_jax.simulation.channels import doppler_frequency
 from meco_jax.simulation.margins import backoff, robust
 from meco_jax.simulation.metrics import jain_index, summarise
@@ -12,6 +13,7 @@ __all__ = [
     "Scenario",
     "State",
     "backoff",
+    "calibrate",
     "doppler_frequency",
     "jain_index",
     "reset",

@@ -8,7 +8,7 @@ the quantile of the true gain given what is known of it, ``backoff`` with so man
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from flax import struct
 from jax.scipy.special import i0e, ndtri
 
 from meco_jax import system as sy
+from meco_jax.exact.allocation import relax
+from meco_jax.exact.uplink import make_uplink, priced_cost
 from meco_jax.runtime.checks import is_traced, one_number, refuse, require
 from meco_jax.runtime.describe import short_repr
 from meco_jax.solution import Solution
@@ -24,6 +26,10 @@ from meco_jax.solver import METHODS, Scheme, solve
 from meco_jax.system import Leaf, System
 
 WIDTH = 6.0  # standard deviations below the mean that the distribution is integrated over
+KNOWN = 1e-6  # a gain with less spread, in relation to it, is known exactly [-]
+LEVELS = 24  # of the probability that an uplink is late, from HIGHEST
+HIGHEST, LOWEST = 0.6, 1e-3  # to LOWEST times that of the slot [-]
+LOG_NU, HALVINGS = 30.0, 24  # range of the price of risk [ln], and how often it is halved
 STEPS = 6  # of Newton's method; tests hold it to 1e-5
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 
@@ -49,6 +55,7 @@ class Robust(struct.PyTreeNode):
     correlation: Leaf  # [-]
     scheme: Any = struct.field(pytree_node=False)
     per: str = struct.field(pytree_node=False)
+    price: Leaf = None  # of a late slot [J], or None: each slot keeps ``outage``; see ``calibrate``
 
     def __call__(self, system: System, h: jax.Array) -> Solution:
         """Decide on estimates of the gains ``[K]``, all of mean power ``system.mean_gain``."""
@@ -68,39 +75,43 @@ class Robust(struct.PyTreeNode):
             expected: amplitudes of the means ``[K]`` [-].
             spread: standard deviations of the complex gains ``[K]`` [-].
         """
+        outage = jnp.asarray(self.outage, expected.dtype)
         if self.per == "uplink":
-            return decide(self.scheme, system, self._safe_gain(expected, spread, 1))
+            return decide(self.scheme, system, gain_quantile(expected, spread, outage))
 
-        # First as many uplinks as there are tasks; then as many as that plan has, if the plan
-        # with the smaller margin does not have more.
+        levels = risk_levels(expected, spread, outage)
+
+        # First among all devices with a task, then among those that this plan lets send.
         def refine(
-            best: tuple[jax.Array, Solution], _: None
-        ) -> tuple[tuple[jax.Array, Solution], None]:
-            number, old = best
-            new = decide(self.scheme, system, self._safe_gain(expected, spread, number))
-            sends = jnp.sum(new.offload > 0, dtype=jnp.int32)
-            better = new.feasible & (sends <= number) & ~(new.energy > old.energy)
-            forced = jnp.sum(sy.forced(system), dtype=jnp.int32)
-            number = jnp.where(new.feasible, sends, forced)
-            return (number, jax.tree.map(partial(jnp.where, better), new, old)), None
+            best: tuple[jax.Array, jax.Array, jax.Array, Solution], _: None
+        ) -> tuple[tuple[jax.Array, jax.Array, jax.Array, Solution], None]:
+            candidates, guess, least, old = best
+            prices = device_costs(system, levels.gain, candidates, guess)
+            if self.price is None:
+                choice = keep_outage(levels, prices, candidates, outage)
+                safe = fill_outage(levels, choice, candidates, outage, expected, spread)
+            else:
+                choice = jnp.argmin(prices + self.price * levels.risk, axis=1)
+                safe = jnp.where(candidates, picked(levels.gain, choice), 0.0)
+            new = decide(self.scheme, system, safe)
+            score = new.energy
+            if self.price is not None:
+                late = late_probability(system, expected, spread, new)
+                score = score - self.price * jnp.sum(jnp.log1p(-jnp.minimum(late, 1 - KNOWN)))
+            better = new.feasible & ~(score > least)
+            candidates = jnp.where(new.feasible, new.offload > 0, sy.forced(system))
+            kept = jax.tree.map(partial(jnp.where, better), new, old)
+            return (candidates, safe, jnp.where(better, score, least), kept), None
 
-        tasks = jnp.sum(system.active & (system.task_bits > 0), dtype=jnp.int32)
+        has_task = system.active & (system.task_bits > 0)
         shapes = jax.eval_shape(lambda: decide(self.scheme, system, expected))
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        never = jnp.asarray(jnp.inf, expected.dtype)
         nothing = nothing.replace(
             energy=nothing.energy + jnp.inf, lower_bound=nothing.lower_bound + jnp.inf
         )
-        (_, plan), _ = jax.lax.scan(refine, (tasks, nothing), length=2)
+        (*_, plan), _ = jax.lax.scan(refine, (has_task, expected, never, nothing), length=2)
         return plan
-
-    def _safe_gain(self, expected: jax.Array, spread: jax.Array, number: Any) -> jax.Array:
-        """Amplitudes below which gains are with the probability that each of n uplinks may have.
-
-        All are above with 1 - outage = (1 - q)^n, as they are independent.
-        """
-        number = jnp.maximum(jnp.asarray(number, expected.dtype), 1)
-        outage = jnp.asarray(self.outage, expected.dtype)
-        return gain_quantile(expected, spread, -jnp.expm1(jnp.log1p(-outage) / number))
 
 
 def robust(
@@ -171,6 +182,128 @@ def decide(scheme: str | Scheme, system: System, h: jax.Array) -> Solution:
     return solve(h, system, method=scheme) if isinstance(scheme, str) else scheme(system, h)  # type: ignore[arg-type]
 
 
+@short_repr
+class Levels(NamedTuple):
+    """What devices may plan with: ``LEVELS`` gains each, then to stay, ``[K, LEVELS + 1]``.
+
+    All of n independent uplinks are on time with probability prod (1 - q_k), so the risks
+    r_k = -ln(1 - q_k) add up. How they are shared: at the price mu of the slot sending costs
+    c_k(mu), THEORY.md, section 4, with the gain that belongs to r_k; at a price nu of risk each
+    device takes the least of c_k + nu r_k over its levels and of its local energy. A strong
+    uplink is made safe for little, a weak one is not.
+    """
+
+    gain: jax.Array  # [-]; 0 for staying local
+    risk: jax.Array  # r = -ln(1 - q), q the probability that the true gain is below [-]
+
+
+def risk_levels(expected: jax.Array, spread: jax.Array, outage: jax.Array) -> Levels:
+    """Tabulate gains to plan with and their risks, for gains known as ``Robust.plan`` has them."""
+    known, scale, a = (x[:, None] for x in _normalise(expected, spread))
+    steps = jnp.asarray(np.linspace(0, 1, LEVELS), a.dtype)[None]
+    wanted = HIGHEST * (LOWEST * outage / HIGHEST) ** steps
+    below = _below_quantile(a, wanted)  # of gains that are late with less than that
+    gain = jnp.where(known, expected[:, None], scale * (a + below))
+    risk = jnp.where(known, 0.0, -jnp.log1p(-rice(a, below)[1]))
+    none = jnp.zeros_like(expected)[:, None]
+    return Levels(jnp.append(gain, none, axis=1), jnp.append(risk, none, axis=1))
+
+
+def device_costs(
+    system: System, gain: jax.Array, candidates: jax.Array, guess: jax.Array
+) -> jax.Array:
+    """Cost of every level, at the price that the slot has if gains are as guessed: [K, L + 1] [J].
+
+    Args:
+        system: the physics.
+        gain: of ``Levels``.
+        candidates: who may send ``[K]`` bool.
+        guess: gains ``[K]`` [-].
+    """
+    forced = sy.forced(system)
+    log_mu = relax(make_uplink(system, guess), forced.astype(guess.dtype)).log_mu
+    cost = jax.vmap(lambda h: priced_cost(make_uplink(system, h), log_mu), in_axes=1, out_axes=1)(
+        gain[:, :-1]
+    )
+    cost = jnp.where(candidates[:, None] & (cost >= 0), cost, jnp.inf)
+    stays = jnp.where(forced, jnp.inf, sy.local_energy(system))
+    return jnp.append(cost, stays[:, None], axis=1)
+
+
+def keep_outage(
+    levels: Levels, costs: jax.Array, candidates: jax.Array, outage: jax.Array
+) -> jax.Array:
+    """Choose levels ``[K]`` at the least price of risk at which the slot keeps its outage."""
+    budget = -jnp.log1p(-outage)
+    usual = jnp.max(jnp.where(jnp.isfinite(costs), costs, 0.0)) / budget
+
+    def choose(log_nu: jax.Array) -> jax.Array:
+        return jnp.argmin(costs + usual * jnp.exp(log_nu) * levels.risk, axis=1)
+
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        taken = picked(levels.risk, choose(middle))
+        enough = jnp.sum(jnp.where(candidates, taken, 0.0)) <= budget
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    ends = jnp.asarray(-LOG_NU, budget.dtype), jnp.asarray(LOG_NU, budget.dtype)
+    return choose(jax.lax.fori_loop(0, HALVINGS, halve, ends)[1])
+
+
+def fill_outage(
+    levels: Levels,
+    choice: jax.Array,
+    candidates: jax.Array,
+    outage: jax.Array,
+    expected: jax.Array,
+    spread: jax.Array,
+) -> jax.Array:
+    """Give what the chosen levels leave of the outage to all in proportion: gains ``[K]`` [-].
+
+    Any decision on these gains keeps the outage, however the levels were chosen; 0 for who
+    stays.
+    """
+    budget = -jnp.log1p(-outage)
+    sends = candidates & (choice < LEVELS)
+    taken = jnp.where(sends, picked(levels.risk, choice), 0.0)
+    total = jnp.sum(taken)
+    taken = taken * (budget / jnp.where(total > 0, total, budget))
+    # Who takes no risk at all is known exactly.
+    quantile = gain_quantile(expected, spread, -jnp.expm1(-jnp.where(taken > 0, taken, budget)))
+    return jnp.where(sends, quantile, 0.0)
+
+
+def picked(table: jax.Array, choice: jax.Array) -> jax.Array:
+    """Return the entries ``[K]`` of a table ``[K, L + 1]``."""
+    return jnp.take_along_axis(table, choice[:, None], axis=1)[:, 0]
+
+
+def late_probability(
+    system: System, expected: jax.Array, spread: jax.Array, decision: Solution
+) -> jax.Array:
+    """Tell how likely each uplink of a decision is to be late, given what is known: ``[K]`` [-].
+
+    It is if h^2 < N0 (e^(l / t) - 1) / p.
+    """
+    sends = (decision.offload > 0) & (decision.time > 0) & (decision.power > 0)
+    load = decision.offload * system.task_bits / sy.nat_rate(system)
+    nats = jnp.where(sends, load / jnp.where(sends, decision.time, 1.0), 0.0)
+    needed = jnp.expm1(nats) / jnp.where(sends, decision.power, 1.0)
+    needed = jnp.sqrt(needed) * jnp.sqrt(system.noise_power)
+    known, scale, a = _normalise(expected, spread)
+    share = rice(a, jnp.maximum(needed / scale - a, -a * (1 - 1e-6)))[1]
+    certain = (needed > expected * (1 + 1e-5)).astype(share.dtype)
+    return jnp.where(sends, jnp.where(known, certain, jnp.clip(share, 0.0, 1.0)), 0.0)
+
+
+def _normalise(expected: jax.Array, spread: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Whether a gain is known, its deviation s per axis, and |mean| / s, all ``[K]``."""
+    known = spread <= KNOWN * expected
+    scale = jnp.where(known, 1.0, spread / 2**0.5)
+    return known, scale, jnp.where(known, 0.0, expected / scale)
+
+
 def gain_quantile(expected: jax.Array, spread: jax.Array, probability: jax.Array) -> jax.Array:
     """Return the quantile of an amplitude whose complex gain is normal around a mean.
 
@@ -187,11 +320,8 @@ def gain_quantile(expected: jax.Array, spread: jax.Array, probability: jax.Array
     Returns:
         Amplitudes of the same shape [-]; ``expected`` where the spread is 0.
     """
-    known = spread <= 1e-6 * expected
-    scale = jnp.where(known, 1.0, spread / 2**0.5)
-    a = jnp.where(known, 0.0, expected / scale)
-    rayleigh = jnp.sqrt(-2 * jnp.log1p(-probability))
-    below = jnp.maximum(rayleigh - a, ndtri(probability))  # x - a
+    known, scale, a = _normalise(expected, spread)
+    below = _below_quantile(a, probability)
 
     def step(_: int, y: jax.Array) -> jax.Array:
         density, mass = rice(a, y)
@@ -200,6 +330,11 @@ def gain_quantile(expected: jax.Array, spread: jax.Array, probability: jax.Array
 
     y = jax.lax.fori_loop(0, STEPS, step, jnp.broadcast_to(below, a.shape))
     return jnp.where(known, expected, scale * (a + y))
+
+
+def _below_quantile(a: jax.Array, probability: jax.Array) -> jax.Array:
+    """A number x - a below the quantile's: for a = 0, and of the real part alone."""
+    return jnp.maximum(jnp.sqrt(-2 * jnp.log1p(-probability)) - a, ndtri(probability))
 
 
 def rice(a: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -22,7 +22,7 @@ from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.settings import as_key, moves_data
 from meco_jax.simulation import channels, tasks
 from meco_jax.simulation.channels import Channel, Estimates
-from meco_jax.simulation.margins import Backoff, Robust, check_scheme
+from meco_jax.simulation.margins import Backoff, Robust, check_scheme, late_probability
 from meco_jax.simulation.scenario import Scenario, check_scenario
 from meco_jax.simulation.tasks import Queue
 from meco_jax.simulation.transmission import carry_out
@@ -57,7 +57,7 @@ class Observation(NamedTuple):
 
 @short_repr
 class Outcome(NamedTuple):
-    """What came of a slot, ``[K]`` each but for ``feasible``; ``simulate`` stacks ``[N, K]``."""
+    """What came of a slot, ``[K]`` each but for the last two; ``simulate`` stacks ``[N, K]``."""
 
     energy: jax.Array  # drawn from the battery, not weighted [J]
     completed: jax.Array  # bool: the task at hand is through
@@ -70,6 +70,7 @@ class Outcome(NamedTuple):
     backlog: jax.Array  # int32: tasks that waited when it was decided
     alive: jax.Array  # bool: the battery has energy left after it
     feasible: jax.Array  # [] bool: the scheme found an answer
+    risk: jax.Array  # [] probability of a late uplink, given what was known and decided [-]
 
 
 @moves_data
@@ -228,7 +229,8 @@ def _reset(key: jax.Array, scenario: Scenario) -> tuple[State, Observation]:
 @jax.jit
 def _step(key: jax.Array, state: State, decision: Solution) -> tuple[State, Observation, Outcome]:
     scenario, queue = state.scenario, state.queue
-    system = observe(state).system
+    seen = observe(state)
+    system = seen.system
     truth = channels.gains(scenario, state.channel)
     effort = carry_out(system, truth, decision, scenario.fallback)
     has_task = system.active & (queue.length > 0)
@@ -254,6 +256,7 @@ def _step(key: jax.Array, state: State, decision: Solution) -> tuple[State, Obse
         backlog=queue.length,
         alive=alive,
         feasible=jnp.asarray(decision.feasible),
+        risk=1 - jnp.prod(1 - late_probability(system, seen.expected, seen.spread, decision)),
     )
     channel, estimates = _move(key, scenario, state.device, state.channel, state.estimates)
     queue = tasks.arrive(key, scenario, state.device, waited, alive)
