@@ -15,7 +15,7 @@ ORDER = (
     "learned.training", "paper.sweep", "batching", "solver", "warmup", "evaluation", "figures",
     "simulation.scenario", "simulation.draws", "simulation.channels", "simulation.tasks",
     "simulation.transmission", "simulation.margins", "simulation.simulate",
-    "simulation.calibrate", "simulation.metrics",
+    "simulation.calibrate", "simulation.metrics", "simulation.interference",
 )
 # fmt: on
 

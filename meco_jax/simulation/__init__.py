@@ -2,12 +2,14 @@
 
 from meco_jax.simulation.calibrate import calibrate
 from meco_jax.simulation.channels import doppler_frequency
+from meco_jax.simulation.interference import Cells, solve_cells
 from meco_jax.simulation.margins import backoff, robust
 from meco_jax.simulation.metrics import jain_index, summarise
 from meco_jax.simulation.scenario import Scenario
 from meco_jax.simulation.simulate import Observation, Outcome, State, reset, simulate, step
 
 __all__ = [
+    "Cells",
     "Observation",
     "Outcome",
     "Scenario",
@@ -19,6 +21,7 @@ __all__ = [
     "reset",
     "robust",
     "simulate",
+    "solve_cells",
     "step",
     "summarise",
 ]
