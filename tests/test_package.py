@@ -16,6 +16,7 @@ ORDER = (
     "simulation.scenario", "simulation.draws", "simulation.channels", "simulation.tasks",
     "simulation.transmission", "simulation.margins", "simulation.simulate",
     "simulation.calibrate", "simulation.metrics", "simulation.interference",
+    "simulation.environment",
 )
 # fmt: on
 
