@@ -11,7 +11,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from meco_jax import Solution, System, pad_devices, repair, sample_channels, solve, table1
+from meco_jax import Solution, System, allocate, pad_devices, repair, sample_channels, solve, table1
 from meco_jax.simulation import (
     Scenario,
     backoff,
@@ -28,7 +28,7 @@ from meco_jax.simulation.channels import bessel_j0, gains, next_channel, start_c
 from meco_jax.simulation.margins import gain_quantile
 from meco_jax.simulation.scenario import check_scenario
 from meco_jax.simulation.tasks import arrivals
-from meco_jax.simulation.transmission import carry_out
+from meco_jax.simulation.transmission import carry_out, local_costs
 
 K = 5  # other than the sizes of queues and of what is remembered, see ``permuted``
 PAPER = Scenario(table1(8, 0.5, 0))
@@ -485,3 +485,24 @@ def test_bad_arguments():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_queues_as_energy():
+    """Drift plus penalty is P1 with virtual CPUs (THEORY.md, section 10), against all sets."""
+    system, h = table1(4, slot=0.3, seed=3), np.sqrt(np.array([3e-8, 1e-6, 2e-7, 1e-8]))
+    bits, chip = np.asarray(system.task_bits, np.float64), system.chip
+    computing = np.asarray(local_costs(check_scenario(Scenario(system)).system)[1], np.float64)
+    can = np.asarray(system.cycles_per_bit) * bits / np.asarray(system.cpu_hz) <= 0.3
+    worth = np.array([0.002, 0.2, 0.0, 0.03])  # Q B / V [J]
+    waits = np.where(can, np.minimum(worth, computing), worth)
+    hz = 1.01 * np.maximum((waits / (chip * 0.3)) ** (1 / 3), 1e4)
+    virtual = system.replace(cpu_hz=hz, cycles_per_bit=waits / (chip * bits * hz**2))
+    found = jax.jit(partial(solve, method="optimal"))(h, virtual)
+    free = system.replace(cpu_hz=np.full(4, 1e13), chip=0.0)  # sending alone costs
+    energies = []
+    for number in range(16):
+        sends = (number >> np.arange(4)) % 2
+        sent = allocate(free, h, sends.astype(float))
+        energies.append(float(sent.energy) + np.sum(waits[sends == 0]))
+    assert float(found.energy) == pytest.approx(min(energies), rel=1e-4)
+    assert 0 < np.sum(found.offload) < 4

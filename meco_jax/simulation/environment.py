@@ -43,7 +43,7 @@ class OffloadingEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     first, the "gap" between plan and optimum [-], and how many tasks "missed".
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012: Gymnasium's, of the class
+    metadata = {"render_modes": []}  # noqa: RUF012
 
     def __init__(
         self,
