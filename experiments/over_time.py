@@ -86,13 +86,12 @@ def main(argv: list[str]) -> None:
     """Play, or draw again what is there."""
     common.begin(argv)
     folder = Path(FLAGS.output_dir)
-    if FLAGS.plot_only:
-        tables = {name: csv_tables.read_csv(folder / f"{name}.csv", (*PLACE[name], *READ[name]),
-                                            PLACE[name]) for name in TABLES}  # fmt: skip
-    else:
-        tables = evaluate()
+    if not FLAGS.plot_only:
+        evaluate()
         film = time_plots.filmstrip_figure(filmstrip(6), FLAGS.slot)
         figures.save_figure(film, folder / "filmstrip")
+    tables = {name: csv_tables.read_csv(folder / f"{name}.csv", (*PLACE[name], *READ[name]),
+                                        PLACE[name]) for name in TABLES}  # fmt: skip
     for name in TABLES:
         figures.save_figure(time_plots.FIGURES[name](tables[name]), folder / name)
     if not FLAGS.plot_only:
@@ -101,7 +100,7 @@ def main(argv: list[str]) -> None:
     report(tables)
 
 
-def evaluate() -> dict[str, list[dict[str, Any]]]:
+def evaluate() -> None:
     """Play all studies; every finished row is in the csv at once."""
     schemes = list_flags.names("schemes", ("mcos", "mcos_partial", "pcos", "bcos", "optimal"))
     for name in ("speeds", "loads", "outages", "errors", "backoffs"):
@@ -122,7 +121,6 @@ def evaluate() -> dict[str, list[dict[str, Any]]]:
             bar.advance(1, name)
             csv_tables.write_csv(folder / f"{name}.csv", tables[name])
             common.write_run(folder / "run.json", finished=False)
-    return tables
 
 
 def scenario(**fields: Any) -> Scenario:

@@ -116,7 +116,7 @@ def numpy_fixed_set(fields: dict[str, Any], g: np.ndarray, busy: np.ndarray) -> 
     slot, most = fields["slot"], np.log1p(fields["max_power"] * g)
     alone = np.minimum(load / slot, most)
     log_price = np.where(offload, alone + np.log(excess(alone)) - np.log(g), -np.inf)
-    log_mu = np.max(log_price, axis=1, keepdims=True)
+    log_mu = np.maximum(np.max(log_price, axis=1, keepdims=True), -60)  # nobody sends
     with np.errstate(all="ignore"):
         for _ in range(10):
             x = efficiency(log_mu + np.log(g), most)

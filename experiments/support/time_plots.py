@@ -36,7 +36,8 @@ def day_figure(rows: Rows) -> Figure:
             _lines(late, own, "hour", "late_slots_fraction", 100)
             error = max(row["error"] for row in own)
             text = CSI_NAMES[errs, old] + (f", error {error:g}" if errs else "")
-            energy.set(title=text, yscale="log")
+            energy.set(title=text)
+            _logarithmic(energy, y=[1e3 * row["energy_per_task_j"] for row in rows])
             late.set(xlabel="part of the day [-]")
         grid[0, 0].set_ylabel("energy per task [mJ]")
         grid[1, 0].set_ylabel("late slots [%]")
@@ -56,7 +57,9 @@ def speed_figure(rows: Rows) -> Figure:
             _lines(energy, own, "speed", "energy_per_task_j", 1e3)
             _lines(late, own, "speed", "late_slots_fraction", 100)
             title = "estimate of the same slot" if not age else f"estimate {age:g} slot old"
-            energy.set(title=title, yscale="log", xscale="log")
+            energy.set(title=title)
+            values = [1e3 * row["energy_per_task_j"] for row in rows]
+            _logarithmic(energy, x=[row["speed"] for row in rows], y=values)
             late.set(xlabel="speed [m/s]")
         grid[0, 0].set_ylabel("energy per task [mJ]")
         grid[1, 0].set_ylabel("late slots [%]")
@@ -76,7 +79,8 @@ def queues_figure(rows: Rows) -> Figure:
                       alpha=0.25, label="one task per slot, exactly")  # fmt: skip
             _lines(axes, [row for row in rows if row["error"] == error], "load", "backlog", 1)
             title = f"estimated CSI, error {error:g}" if error else "perfect CSI"
-            axes.set(xlabel="load [tasks per slot]", title=title, yscale="log")
+            axes.set(xlabel="load [tasks per slot]", title=title)
+            _logarithmic(axes, y=[row["backlog"] for row in rows])
         grid[0].set_ylabel("tasks that wait per device [-]")
         _legend(figure, grid[-1], rows)
     return figure
@@ -96,6 +100,8 @@ def outage_figure(rows: Rows) -> Figure:
                 own = [r for r in rows if (r["error"], r["method"]) == (error, method)]
                 own = sorted((r for r in own if r["late_slots_fraction"] > 0),
                              key=lambda r: r["late_slots_fraction"])  # fmt: skip
+                if not own:
+                    continue
                 met = np.array([100 * r["late_slots_fraction"] for r in own])
                 energy = np.array([1e3 * r["energy_per_task_j"] for r in own])
                 line = {"color": style["color"], "marker": style["marker"], "markersize": 4} | look
@@ -195,6 +201,15 @@ def _lines(axes: Axes, rows: Rows, x: str, y: str, unit: float) -> None:
             face = {} if safe else {"markerfacecolor": "white"}
             line = {"linestyle": "-" if safe else ":", "markevery": max(1, len(own) // 8)}
             axes.plot([r[x] for r in own], [unit * r[y] for r in own], **style | line | face)
+
+
+def _logarithmic(axes: Axes, **values: Any) -> None:
+    """Make axes logarithmic over the values above 0 of x and y, if there are any."""
+    for name, some in values.items():
+        positive = np.array([value for value in np.ravel(some) if 0 < value < np.inf])
+        if len(positive):
+            limits = 0.7 * np.min(positive), 1.4 * np.max(positive)
+            axes.set(**{f"{name}scale": "log", f"{name}lim": limits})
 
 
 def _legend(figure: Figure, axes: Axes, rows: Rows) -> None:

@@ -256,12 +256,20 @@ def _step(key: jax.Array, state: State, decision: Solution) -> tuple[State, Obse
         backlog=queue.length,
         alive=alive,
         feasible=jnp.asarray(decision.feasible),
-        risk=1 - jnp.prod(1 - late_probability(system, seen.expected, seen.spread, decision)),
+        risk=_risk(state, seen, decision, effort.late & has_task),
     )
     channel, estimates = _move(key, scenario, state.device, state.channel, state.estimates)
     queue = tasks.arrive(key, scenario, state.device, waited, alive)
     state = State(scenario, state.device, channel, estimates, queue, drained)
     return state, observe(state), outcome
+
+
+def _risk(state: State, seen: Observation, decision: Solution, late: jax.Array) -> jax.Array:
+    """Probability that an uplink of the slot is late; known for certain where CSI is perfect."""
+    if state.estimates is None:
+        return jnp.any(late).astype(seen.h.dtype)
+    each = late_probability(seen.system, seen.expected, seen.spread, decision)
+    return 1 - jnp.prod(1 - each)
 
 
 def _move(
