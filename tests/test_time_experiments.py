@@ -8,7 +8,8 @@ from cases import inside, one_line
 TINY = {
     "over_time": (
         "--num_devices=3", "--slot=0.25", "--schemes=mcos", "--hours=2", "--hour_slots=4",
-        "--study_slots=4", "--outage_slots=4", "--calibration_slots=8", "--speeds=0.01,1", "--loads=0.5",
+        "--study_slots=4", "--outage_slots=4", "--calibration_slots=8",
+        "--speeds=0.01,1", "--loads=0.5",
         "--outages=0.5", "--errors=0.2", "--backoffs=1,6",
     ),
     "interfering_cells": ("--num_devices=2", "--schemes=mcos", "--distances=100,400", "--draws=2"),
