@@ -29,6 +29,22 @@ UNITS = {
     "harvest": "s",
     "rate": "bit/s",
     "upper_bound": "bit/s",
+    "doppler": "Hz",
+    "speed": "m/s",
+    "radius": "m",
+    "reference": "m",
+    "decorrelation": "m",
+    "shadowing_db": "dB",
+    "battery": "J",
+    "delay": "s",
+    "bits": "bit",
+    "slot_energy": "J",
+    "delay_mean": "s",
+    "delay_95": "s",
+    "delay_99": "s",
+    "throughput": "bit/s",
+    "lifetime": "s",
+    "db": "dB",
 }
 """The units of fields, the same in every class; other fields have none [-]."""
 

@@ -16,6 +16,10 @@ ORDER = (
     "wpmec.system", "wpmec.devices", "wpmec.bounds", "wpmec.enumeration", "wpmec.search",
     "wpmec.schemes", "wpmec.solver", "solver", "benchmarks", "warmup", "evaluation",
     "figures",
+    "simulation.scenario", "simulation.draws", "simulation.channels", "simulation.tasks",
+    "simulation.transmission", "simulation.margins", "simulation.simulate",
+    "simulation.calibrate", "simulation.metrics", "simulation.interference",
+    "simulation.environment",
 )
 # fmt: on
 

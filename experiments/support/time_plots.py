@@ -1,0 +1,231 @@
+"""Figures of cells over time: the day, speeds, queues, margins and outages, a filmstrip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from meco_jax.figures import STYLE, Rows, scheme_styles
+from support.plots import LINES
+
+CSI_NAMES = {(0, 0): "perfect CSI", (1, 0): "estimated CSI", (0, 1): "CSI one slot old"}
+
+MARGINS: dict[str, tuple[str, dict[str, Any]]] = {  # name, look
+    "slot": ("outage kept in every slot", {"linestyle": "-"}),
+    "price": ("one price of risk in all slots", {"linestyle": "--", "fillstyle": "top"}),
+    "backoff": ("fixed back-off in dB", {"linestyle": ":", "markerfacecolor": "white"}),
+}
+
+
+def day_figure(rows: Rows) -> Figure:
+    """Draw energy and late slots over the hours, a column per kind of CSI."""
+    kinds = [(errs, old) for errs, old in CSI_NAMES if _of_kind(rows, errs, old)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 5.0))
+        grid = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
+        for column, (errs, old) in enumerate(kinds):
+            own = _of_kind(rows, errs, old)
+            energy, late = grid[:, column]
+            _lines(energy, own, "hour", "energy_per_task_j", 1e3)
+            _lines(late, own, "hour", "late_slots_fraction", 100)
+            error = max(row["error"] for row in own)
+            text = CSI_NAMES[errs, old] + (f", error {error:g}" if errs else "")
+            energy.set(title=text)
+            _logarithmic(energy, y=[1e3 * row["energy_per_task_j"] for row in rows])
+            late.set(xlabel="part of the day [-]")
+        grid[0, 0].set_ylabel("energy per task [mJ]")
+        grid[1, 0].set_ylabel("late slots [%]")
+        _legend(figure, grid[0, -1], rows)
+    return figure
+
+
+def speed_figure(rows: Rows) -> Figure:
+    """Draw energy and late slots against the speed of the devices."""
+    ages = sorted({row["delay"] for row in rows})
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 5.0))
+        grid = figure.subplots(2, len(ages), sharex=True, sharey="row", squeeze=False)
+        for column, age in enumerate(ages):
+            own = [row for row in rows if row["delay"] == age]
+            energy, late = grid[:, column]
+            _lines(energy, own, "speed", "energy_per_task_j", 1e3)
+            _lines(late, own, "speed", "late_slots_fraction", 100)
+            title = "estimate of the same slot" if not age else f"estimate {age:g} slot old"
+            energy.set(title=title)
+            values = [1e3 * row["energy_per_task_j"] for row in rows]
+            _logarithmic(energy, x=[row["speed"] for row in rows], y=values)
+            late.set(xlabel="speed [m/s]")
+        grid[0, 0].set_ylabel("energy per task [mJ]")
+        grid[1, 0].set_ylabel("late slots [%]")
+        _legend(figure, grid[0, -1], rows)
+    return figure
+
+
+def queues_figure(rows: Rows) -> Figure:
+    """Draw how many tasks wait against the load, beside the formula for perfect service."""
+    kinds = sorted({row["error"] for row in rows})
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 3.6))
+        grid = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+        load = np.linspace(min(row["load"] for row in rows), 0.97, 100)
+        for axes, error in zip(grid, kinds):
+            axes.plot(load, load + load**2 / (2 * (1 - load)), color="black", linewidth=3,
+                      alpha=0.25, label="one task per slot, exactly")  # fmt: skip
+            _lines(axes, [row for row in rows if row["error"] == error], "load", "backlog", 1)
+            title = f"estimated CSI, error {error:g}" if error else "perfect CSI"
+            axes.set(xlabel="load [tasks per slot]", title=title)
+            _logarithmic(axes, y=[row["backlog"] for row in rows])
+        grid[0].set_ylabel("tasks that wait per device [-]")
+        _legend(figure, grid[-1], rows)
+    return figure
+
+
+def outage_figure(rows: Rows) -> Figure:
+    """Draw the outage met against the one asked for, and the energy of both kinds of margin."""
+    errors = sorted({row["error"] for row in rows})
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 3.8))
+        left, right = figure.subplots(1, 2)
+        asked = sorted({row["outage"] for row in rows if row["outage"] < 1})
+        ends = 100 * np.array([asked[0] / 2, asked[-1] * 1.5])
+        left.plot(ends, ends, color="black", linewidth=0.8)
+        for error, style in zip(errors, LINES):
+            for method, (_, look) in MARGINS.items():
+                own = [r for r in rows if (r["error"], r["method"]) == (error, method)]
+                own = sorted((r for r in own if r["late_slots_fraction"] > 0),
+                             key=lambda r: r["late_slots_fraction"])  # fmt: skip
+                if not own:
+                    continue
+                met = np.array([100 * r["late_slots_fraction"] for r in own])
+                energy = np.array([1e3 * r["energy_per_task_j"] for r in own])
+                line = {"color": style["color"], "marker": style["marker"], "markersize": 4} | look
+                right.plot(met, energy, **line)
+                if method != "backoff":
+                    bars = [100 * r["late_slots_ci95"] for r in own]
+                    left.errorbar([100 * r["outage"] for r in own], met, bars, capsize=2, **line)
+            left.plot([], [], color=style["color"], marker=style["marker"],
+                      label=f"error {error:g}")  # fmt: skip
+        for name, look in MARGINS.values():
+            left.plot([], [], color="black", marker="o", label=name, **look)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        left.set(xlabel="outage asked for [%]", ylabel="late slots [%]", xscale="log", yscale="log")
+        right.set(
+            xlabel="late slots [%]", ylabel="energy per task [mJ]", xscale="log", yscale="log"
+        )
+    return figure
+
+
+def saved_over_backoff(row: dict[str, Any], rows: Rows) -> float:
+    """Return what a margin saves over the fixed back-off that meets the same outage [-].
+
+    The back-off is found between those of the table, linearly in dB over the logarithm of the
+    outage, and its energy likewise; NaN where they do not reach so far.
+    """
+    fixed = [r for r in rows if (r["error"], r["method"]) == (row["error"], "backoff")]
+    fixed = sorted((r for r in fixed if r["late_slots_fraction"] > 0),
+                   key=lambda r: r["late_slots_fraction"])  # fmt: skip
+    late = np.log([r["late_slots_fraction"] for r in fixed])
+    energy = np.log([r["energy_per_task_j"] for r in fixed])
+    met = row["late_slots_fraction"]
+    if not fixed or not met or not late[0] <= np.log(met) <= late[-1]:
+        return float("nan")
+    return float(1 - row["energy_per_task_j"] / np.exp(np.interp(np.log(met), late, energy)))
+
+
+def filmstrip_figure(rows: Rows, slot: float) -> Figure:
+    """Draw slots of one cell: who sends when, at what power, who computes, who is late.
+
+    Args:
+        rows: one per slot and device, of ``filmstrip`` in over_time.py.
+        slot: T [s].
+    """
+    number = 1 + max(row["slot"] for row in rows)
+    devices = 1 + max(row["device"] for row in rows)
+    powers = [1e3 * row["power_w"] for row in rows if row["sends"]] or [1.0]
+    norm = matplotlib.colors.LogNorm(max(min(powers), 1e-3), max(*powers, 1e-2))
+    colors = matplotlib.colormaps["viridis"]
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(10.5, 1.4 + 0.16 * devices))
+        grid = figure.subplots(1, number, sharex=True, sharey=True, squeeze=False)[0]
+        for row in rows:
+            axes, place, milli = grid[row["slot"]], row["device"] + 1, 1e3
+            if row["sends"]:
+                edge = {"edgecolor": "#D55E00", "linewidth": 1.5} if row["late"] else {}
+                color = colors(norm(max(milli * row["power_w"], norm.vmin)))
+                bar = {"left": milli * row["start_s"], "height": 0.8, "color": color}
+                axes.barh(place, milli * row["time_s"], **bar | edge)
+                if row["late"]:
+                    axes.text(milli * (row["start_s"] + row["time_s"]), place, "x", va="center",
+                              ha="left", fontsize=7, color="#D55E00")  # fmt: skip
+            elif row["has_task"] and row["finish_s"] == row["finish_s"]:
+                axes.barh(place, milli * row["finish_s"], height=0.5, color="white",
+                          edgecolor="gray", hatch="////", linewidth=0.5)  # fmt: skip
+        for n, axes in enumerate(grid):
+            axes.set(xlim=(0, 1.04 * 1e3 * slot), title=f"slot {n + 1}", xlabel="time [ms]")
+            axes.axvline(1e3 * slot, color="black", linewidth=0.8)
+        grid[0].set(ylabel="device", ylim=(devices + 0.6, 0.4))
+        grid[0].set_yticks([k for k in range(1, devices + 1) if k == 1 or k % 2 == 0])
+        mapped = matplotlib.cm.ScalarMappable(norm, colors)
+        figure.colorbar(mapped, ax=grid, label="transmit power [mW]", pad=0.01)
+        patches = [
+            Patch(facecolor=colors(0.6), label="sends"),
+            Patch(
+                facecolor=colors(0.6),
+                edgecolor="#D55E00",
+                linewidth=1.5,
+                label="late: sent in vain",
+            ),
+            Patch(facecolor="white", edgecolor="gray", hatch="////", label="computes itself"),
+        ]
+        figure.legend(handles=patches, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _of_kind(rows: Rows, errs: int, old: int) -> list[Any]:
+    return [row for row in rows if bool(row["error"]) == errs and bool(row["delay"]) == old]
+
+
+def _lines(axes: Axes, rows: Rows, x: str, y: str, unit: float) -> None:
+    """Draw a column by scheme: filled marks with a margin, open ones without."""
+    styles = scheme_styles(list(dict.fromkeys(row["scheme"] for row in rows)))
+    for (scheme, (_, style)), safe in ((s, m) for s in styles.items() for m in (False, True)):
+        own = [r for r in rows if r["scheme"] == scheme and (r["outage"] < 1) == safe]
+        if own:
+            own = sorted(own, key=lambda r: r[x])
+            face = {} if safe else {"markerfacecolor": "white"}
+            line = {"linestyle": "-" if safe else ":", "markevery": max(1, len(own) // 8)}
+            axes.plot([r[x] for r in own], [unit * r[y] for r in own], **style | line | face)
+
+
+def _logarithmic(axes: Axes, **values: Any) -> None:
+    """Make axes logarithmic over the values above 0 of x and y, if there are any."""
+    for name, some in values.items():
+        positive = np.array([value for value in np.ravel(some) if 0 < value < np.inf])
+        if len(positive):
+            limits = 0.7 * np.min(positive), 1.4 * np.max(positive)
+            axes.set(**{f"{name}scale": "log", f"{name}lim": limits})
+
+
+def _legend(figure: Figure, axes: Axes, rows: Rows) -> None:
+    styles = scheme_styles(list(dict.fromkeys(row["scheme"] for row in rows)))
+    for label, style in styles.values():
+        axes.plot([], [], label=label, **style | {"linestyle": ""})
+    outage = min(row["outage"] for row in rows)
+    axes.plot([], [], "k-", marker="o", label=f"margin for {100 * outage:g} % late slots")
+    axes.plot([], [], "k:", marker="o", markerfacecolor="white", label="no margin")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+
+
+FIGURES: dict[str, Callable[[Rows], Figure]] = {  # by table
+    "day": day_figure,
+    "speed": speed_figure,
+    "queues": queues_figure,
+    "outage": outage_figure,
+}
