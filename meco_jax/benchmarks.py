@@ -78,7 +78,7 @@ def load(name: str) -> Family:
     file = _folder().joinpath(f"{name}.npz")
     if hashlib.sha256(file.read_bytes()).hexdigest() != known[name]:
         raise ValueError(f"{file} must have the SHA-256 {known[name]}; it is another file")
-    with file.open("rb") as stream, np.load(stream) as data:
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
         arrays = dict(data)
     problem = str(arrays.pop("problem"))
     outputs = {n: arrays.pop(n) for n in ("h", "optimum", "bound", "offload")}

@@ -308,6 +308,7 @@ def test_after_warming_up_nothing_compiles(compiled, rng):
     ]  # fmt: skip
     assert progress == [(1, 3), (2, 3), (3, 3)]
     assert len(compiled) > 4
+    alone = table1(1)
     compiled.clear()
     programs = solver._solve._cache_size()
     draw = lambda *shape: rng.rayleigh(1e-3, shape)  # noqa: E731
@@ -315,7 +316,7 @@ def test_after_warming_up_nothing_compiles(compiled, rng):
     jax_own = jax.tree.map(lambda leaf: jax.device_put(leaf, jax.devices()[0]), own)
     for h, system in (
         (draw(1), None), (draw(2), None), (draw(2), own), (draw(2), jax_own), (draw(1, 2), own),
-        (draw(4, 1), table1(1)), (draw(3, 2), own.replace(slot=np.linspace(0.3, 0.6, 3))),
+        (draw(4, 1), alone), (draw(3, 2), own.replace(slot=np.linspace(0.3, 0.6, 3))),
         (draw(2), own.replace(slot=np.linspace(0.3, 0.6, 4))), (draw(3, 2), jax_own),
     ):  # fmt: skip
         answers = [solve(h, system, method="mcos"), solve(jax.device_put(h), system, method="mcos")]

@@ -56,6 +56,7 @@ class Relaxed(NamedTuple):
     bound: jax.Array  # [] the dual's value, the relaxed optimum; infinite if infeasible [J]
 
 
+@short_repr
 class Channel(NamedTuple):
     """What every method starts from: a channel, and what the relaxation says of it."""
 
@@ -276,6 +277,7 @@ def relax(uplink: Uplink, must: jax.Array) -> Relaxed:
     )
 
 
+@short_repr
 class _Break(NamedTuple):
     """The first of the prices where something changes at which the slot suffices."""
 

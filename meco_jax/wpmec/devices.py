@@ -62,6 +62,7 @@ def make_devices(system: WPMEC, h: Any, xp: ModuleType = jnp) -> Devices:
     )
 
 
+@short_repr
 class _Sender(NamedTuple):
     """What ``uplink.efficiency_at`` asks of an uplink, ``[K]`` each."""
 
@@ -192,6 +193,7 @@ def _at_root_rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     return nu, -moved / residual(devices, offload, nu)[1]
 
 
+@short_repr
 class Allocated(NamedTuple):
     """The best allocation of a mode."""
 

@@ -57,6 +57,7 @@ STAGES = (Stage(0, 5, 2, 17), Stage(2, 5, 4, 33))  # for what the last leaves
 ONLY_STAGE = STAGES[1]  # where no other can follow: under jit
 
 
+@short_repr
 class Found(NamedTuple):
     """The best mode of a stage or of a branch."""
 
@@ -93,6 +94,7 @@ def best_mode(system: WPMEC, h: jax.Array, stage: Stage) -> tuple[Solution, jax.
     return finish(found.offload, allocated, others, relaxed), others
 
 
+@short_repr
 class _Sides(NamedTuple):
     """A path, and the bounds of the modes in which each device sends, and computes."""
 
@@ -108,6 +110,7 @@ def _sides(devices: Devices, num_prices: int) -> _Sides:
     return _Sides(path, jnp.where(devices.usable, sent, -jnp.inf), kept)
 
 
+@short_repr
 class _Branch(NamedTuple):
     """The modes in which some devices have their sides fixed."""
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from meco_jax.runtime.describe import short_repr
 from meco_jax.wpmec.bounds import (
     middle_price,
     price_path,
@@ -37,6 +38,7 @@ NUM_PRICES = 65  # of a node's intervals
 MOST_ENUMERATED = 8  # undecided devices of a node that is not branched
 
 
+@short_repr
 class _Node(NamedTuple):
     """Modes that agree on the sides of some devices: what is left to decide."""
 
