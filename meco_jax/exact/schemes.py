@@ -15,12 +15,12 @@ from meco_jax.exact import sets
 from meco_jax.exact.allocation import finish, prepare, priced_set
 from meco_jax.exact.duals import PriceGrid, price_grid
 from meco_jax.exact.uplink import (
-    FIT_TOLERANCE,
     Uplink,
-    energy_spent,
+    cost_spent,
     fits,
-    least_shares,
     priced_cost,
+    resources,
+    within,
 )
 from meco_jax.solution import Solution
 from meco_jax.system import System
@@ -76,12 +76,12 @@ def pcos(system: System, h: jax.Array) -> Solution:
         the same number but for rounding.
     """
     uplink, _, relaxed = prepare(system, h, sy.required_ratio(system))
-    energy = energy_spent(uplink, relaxed.offload, relaxed.time)
+    cost = cost_spent(uplink, relaxed.offload, relaxed.time)
     feasible = jnp.isfinite(relaxed.bound)
     dual = jnp.where(feasible, relaxed.bound, 0.0)
-    energy = dual + jax.lax.stop_gradient(energy - dual)  # its derivative: strong duality
-    energy = jnp.where(feasible, energy, jnp.inf)
-    return finish(uplink, relaxed.offload, relaxed.time, energy, relaxed.bound)
+    cost = dual + jax.lax.stop_gradient(cost - dual)  # its derivative: strong duality
+    cost = jnp.where(feasible, cost, jnp.inf)
+    return finish(uplink, relaxed.offload, relaxed.time, cost, relaxed.bound)
 
 
 def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
@@ -131,13 +131,14 @@ def cheapest(
         The set ``[K]`` bool, its times ``[K]`` [s] and its energy ``[]`` [J], infinite if none
         fits.
     """
-    least = jnp.stack(least_shares(uplink, uplink.usable), axis=1)  # [K, 2]
+    least = resources(uplink).T  # [K, 2], or [K, 4] with C6
+    number = least.shape[1]
     more = jnp.where(grid.base[:, None], -least, least)
     flipped = candidates ^ grid.base[None]
     sums = sets.total(flipped, jnp.concatenate([more, grid.flip_cost], axis=1))
-    duals = grid.base_dual[None] + sums[:, 2:]
-    used = jnp.sum(jnp.where(grid.base[:, None], least, 0.0), axis=0)[None] + sums[:, :2]
-    fitting = (1 - used[:, 0]) - used[:, 1] >= -FIT_TOLERANCE
+    duals = grid.base_dual[None] + sums[:, number:]
+    used = jnp.sum(jnp.where(grid.base[:, None], least, 0.0), axis=0)[None] + sums[:, :number]
+    fitting = within(used.T)
     bounds = jnp.where(fitting, jnp.max(duals, axis=1), jnp.inf)
     _, likely = sets.smallest(bounds, min(exact, len(bounds)))
     few, guesses = candidates[likely], guess_prices(grid.log_mu, duals[likely])
@@ -161,5 +162,5 @@ def _full_power(uplink: Uplink, offload: jax.Array, bound: jax.Array) -> Solutio
     """Send the parts ``offload`` as fast as possible."""
     fit = fits(uplink, offload)
     time = jnp.where(uplink.usable & fit, offload * uplink.load / uplink.max_efficiency, 0.0)
-    energy = jnp.where(fit, energy_spent(uplink, offload, time), jnp.inf)
-    return finish(uplink, offload, time, energy, bound)
+    cost = jnp.where(fit, cost_spent(uplink, offload, time), jnp.inf)
+    return finish(uplink, offload, time, cost, bound)
