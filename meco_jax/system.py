@@ -236,10 +236,13 @@ def allowed_time(system: System, time: jax.Array) -> jax.Array:
 
 def slot_left(system: System, offload: jax.Array, time: jax.Array) -> jax.Array:
     """What times and fixed times leave of the slot, T - sum (t + a d), C1: ``[]`` [s]."""
-    used = time
-    if system.fixed_time is not None:
-        used = used + _if_sent(system, offload, system.fixed_time)
-    return system.slot - jnp.sum(used)
+    return system.slot - jnp.sum(_slot_used(system, offload, time))
+
+
+def _slot_used(system: System, offload: jax.Array, time: jax.Array) -> jax.Array:
+    if system.fixed_time is None:
+        return time
+    return time + _if_sent(system, offload, system.fixed_time)
 
 
 def edge_left(system: System, offload: jax.Array) -> jax.Array:
@@ -350,14 +353,12 @@ def realised_energies(
     Returns:
         Energies ``[K]`` [J], 0 for padding.
     """
-    power_drawn = power + system.circuit_power if system.circuit_power is not None else power
     time = transmit_time(system, h, offload, power, time)
     never = jnp.isinf(time)  # a task sent without power or gain; 0 * inf would be NaN
-    sent = jnp.where(never, jnp.inf, system.weight * power_drawn * jnp.where(never, 0.0, time))
-    if system.fixed_energy is not None:
-        sent += system.weight * _if_sent(system, offload, system.fixed_energy)
+    finite = jnp.where(never, 0.0, time)
+    sent = jnp.where(never, jnp.inf, system.weight * power * finite)
     kept = jnp.where(system.active, (1 - offload) * local_energy(system), 0.0)
-    return sent + kept
+    return _with_added_energies(system, sent + kept, offload, finite)
 
 
 def realised_delays(
@@ -381,15 +382,53 @@ def realised_delays(
     """
     if system.delay_weight is None:
         return jnp.zeros_like(h)
-    sent = transmit_time(system, h, offload, power, time)
-    if system.fixed_time is not None:
-        sent += _if_sent(system, offload, system.fixed_time)
-    left = jnp.where(system.active, 1 - offload, 0.0)
-    kept = jnp.where(left > 0, left * jnp.where(left > 0, local_time(system), 0.0), 0.0)
+    return _delay_costs(system, offload, transmit_time(system, h, offload, power, time))
+
+
+def with_added_costs(
+    system: System, paid: jax.Array, offload: jax.Array, used: jax.Array
+) -> jax.Array:
+    """Add what circuits, fixed energies and weighted delays cost to costs ``[K]`` [J].
+
+    Args:
+        system: the physics.
+        paid: costs ``[K]`` [J].
+        offload: offloaded part of each task ``[K]`` [-].
+        used: realised offloading times ``[K]`` [s].
+    """
+    paid = _with_added_energies(system, paid, offload, used)
+    return paid if system.delay_weight is None else paid + _delay_costs(system, offload, used)
+
+
+def _with_added_energies(
+    system: System, paid: jax.Array, offload: jax.Array, used: jax.Array
+) -> jax.Array:
+    if system.circuit_power is not None:
+        paid = paid + jnp.where(system.active, system.weight * system.circuit_power, 0.0) * used
+    if system.fixed_energy is not None:
+        paid = paid + _if_sent(system, offload, system.weight * system.fixed_energy)
+    return paid
+
+
+def _delay_costs(system: System, offload: jax.Array, used: jax.Array) -> jax.Array:
+    """Weighted delays at realised times ``used``: ``[K]`` [J]."""
+    sent = _slot_used(system, offload, used)
+    stays = system.active & (offload < 1)
+    kept = jnp.where(stays, (1 - offload) * jnp.where(stays, local_time(system), 0.0), 0.0)
     weight = jnp.where(system.active, system.delay_weight, 0.0)
     delay = sent + kept
     late = jnp.isinf(delay)
     return jnp.where(late, jnp.inf, weight * jnp.where(late, 0.0, delay))
+
+
+def last_arrival(system: System, offload: jax.Array, used: jax.Array) -> jax.Array:
+    """When the last task is through at realised times ``[K]``: ``[]`` [s].
+
+    One after the other, fixed times included; with FDMA all send at once.
+    """
+    if system.access == "fdma":
+        return jnp.max(used)
+    return jnp.sum(_slot_used(system, offload, used))
 
 
 def check_channels(h: ArrayLike, num_devices: int) -> jax.Array:

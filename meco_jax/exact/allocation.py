@@ -26,6 +26,7 @@ from meco_jax.exact.uplink import (
     best_efficiency,
     cost_spent,
     device_energy,
+    edge_shares,
     excess,
     fits,
     fixed_shares,
@@ -47,6 +48,7 @@ from meco_jax.system import System
 NEWTON_STEPS = 10  # for the price of a fixed set; 6 reach float32 save where many powers cap
 LAST_STEPS = 6  # the same between two breakpoints, where no more powers cap
 GUESS_STEPS = 5  # from a price that is nearly right
+EDGE_STEPS = 24, 44  # halvings of the price of edge cycles, in float32 and float64
 
 
 @short_repr
@@ -58,6 +60,7 @@ class Relaxed(NamedTuple):
     sends: jax.Array  # [K] bool: who sends all at this price
     log_mu: jax.Array  # [] logarithm of the slot price [ln W]
     bound: jax.Array  # [] the dual's value, the relaxed optimum; infinite if infeasible [J]
+    edge_price: jax.Array | None = None  # [] nu, of all the edge's cycles, None without C6 [J]
 
 
 @short_repr
@@ -251,7 +254,7 @@ def relax(uplink: Uplink, must: jax.Array) -> Relaxed:
     sending time falls in mu, with a jump where a device turns local and a bend where its power
     caps. These prices are ranked, and bisected for the first at which the slot suffices. Either
     the devices that turn there send parts that fill the slot, or all that send does so at a
-    price before, found by a few Newton steps.
+    price before, found by a few Newton steps. With C6 see ``_relax_edge``.
 
     Args:
         uplink: the uplink.
@@ -261,6 +264,103 @@ def relax(uplink: Uplink, must: jax.Array) -> Relaxed:
     must = jnp.where(uplink.usable & feasible, must, 0.0)
     given = uplink, must
     uplink, must = jax.lax.stop_gradient(given)
+    if uplink.exact.edge is None:
+        found, edge_price = _relax_slot(uplink, must, feasible), None
+    else:
+        found, edge_price = _relax_edge(uplink, must, feasible)
+    bound = proven_dual(uplink, must, found.wanted, found.log_mu, edge_price)
+
+    # Who would rather stay sends what it must, all of it too.
+    stays = jnp.where(must < 1, found.parts < 1, found.stays)
+    uplink, must = given
+    parts = with_derivative(found.parts, jnp.where(stays, must, found.parts))
+    log_mu, offload = _fill_slot(uplink, parts, found.log_mu, found.split)
+    if edge_price is None:
+        dual = at_best(_lagrangian, (uplink, offload), (log_mu,))
+    else:
+        dual = at_best(_edge_lagrangian, (uplink, offload), (log_mu, edge_price))
+    times = offload * uplink.load / best_efficiency(uplink, log_mu)
+    return Relaxed(
+        offload=offload,
+        time=with_derivative(found.time, times),
+        sends=found.sends,
+        log_mu=log_mu,
+        bound=jnp.where(feasible, with_derivative(bound, dual), jnp.inf),
+        edge_price=edge_price,
+    )
+
+
+@short_repr
+class _Found(NamedTuple):
+    """A relaxed answer without its bound and derivatives: see ``Relaxed``."""
+
+    parts: jax.Array  # [K] [-]
+    time: jax.Array  # [K] [s]
+    sends: jax.Array  # [K] bool
+    split: jax.Array  # [K] bool: who is as well off either way
+    stays: jax.Array  # [K] bool: who would rather stay, if it could
+    wanted: jax.Array  # [K] bool: who sends at any price
+    log_mu: jax.Array  # [] [ln W]
+
+
+def _relax_edge(uplink: Uplink, must: jax.Array, feasible: jax.Array) -> tuple[_Found, jax.Array]:
+    """Solve the relaxed problem with C6 too, by a price nu on the edge's cycles.
+
+    The dual is concave in nu, and 1 less the cycles of the answer at nu, ``_relax_slot`` with
+    e - nu z in the place of e, is its slope: bisected. The problem is convex, so that between the
+    answers at both ends of the last interval, alike but for its width, lies one that takes all
+    cycles. THEORY.md, section 10.
+
+    Returns:
+        The answer, and nu ``[]`` [J].
+    """
+    share = uplink.edge_share
+
+    def at(price: jax.Array) -> _Found:
+        local = uplink.local - price * share
+        return _relax_slot(uplink._replace(local=local), must, feasible)
+
+    def left(found: _Found) -> jax.Array:
+        coarse, fine = edge_shares(uplink, found.parts)
+        return (1 - jnp.sum(coarse)) - jnp.sum(fine)
+
+    # From here on nothing is sent that can stay: not even slot time for nothing pays.
+    worth = uplink.local - priced_cost(uplink, jnp.full_like(uplink.slot, FREE))
+    counts = uplink.usable & (share > 0) & (must < 1)
+    highest = jnp.max(jnp.where(counts, worth / jnp.where(counts, share, 1.0), 0.0)) * 1.001
+
+    def halve(_: int, ends: tuple[Any, ...]) -> tuple[Any, ...]:
+        low, high, below, above = ends
+        middle = (low + high) / 2
+        found = at(middle)
+        enough = left(found) >= 0
+        pick = partial(jnp.where, enough)
+        return (
+            pick(low, middle),
+            pick(middle, high),
+            jax.tree.map(lambda old, new: pick(old, new), below, found),
+            jax.tree.map(lambda old, new: pick(new, old), above, found),
+        )
+
+    nothing = jnp.zeros_like(highest)
+    first = at(nothing)
+    ends = nothing, highest, first, at(highest)
+    steps = EDGE_STEPS[uplink.load.dtype == jnp.float64]
+    _, price, below, above = jax.lax.fori_loop(0, steps, halve, ends)
+    room, excess_ = left(above), -left(below)
+    share_below = jnp.clip(room / jnp.where(room + excess_ > 0, room + excess_, 1.0), 0.0, 1.0)
+    between = above._replace(
+        parts=above.parts + share_below * (below.parts - above.parts),
+        time=above.time + share_below * (below.time - above.time),
+        split=jnp.zeros_like(above.split),
+    )
+    enough = left(first) >= 0
+    found = jax.tree.map(partial(jnp.where, enough), first, between)
+    return found, jnp.where(enough, 0.0, price)
+
+
+def _relax_slot(uplink: Uplink, must: jax.Array, feasible: jax.Array) -> _Found:
+    """Find the price of the slot in the relaxed problem, and its answer."""
     switch = jnp.where(feasible, switch_price(uplink), -jnp.inf)
     turns = jnp.where(must < 1, switch, jnp.inf)
     wanted = uplink.usable & feasible & ((must > 0) | (turns > -jnp.inf))
@@ -286,22 +386,7 @@ def relax(uplink: Uplink, must: jax.Array) -> Relaxed:
     blend = jnp.clip(spare / jnp.where(extra > 0, extra, 1.0), 0.0, most_of)
     parts = jnp.where(split, must + blend * (1 - must), sent)
     time = jnp.where(jumps, sent * time, sent * fastest) + blend * longer
-    bound = proven_dual(uplink, must, wanted, log_mu)
-
-    # Who would rather stay sends what it must, all of it too.
-    stays = jnp.where(must < 1, parts < 1, switch <= log_mu)
-    uplink, must = given
-    log_mu, offload = _fill_slot(
-        uplink, with_derivative(parts, jnp.where(stays, must, parts)), log_mu, split
-    )
-    dual = at_best(_lagrangian, (uplink, offload), (log_mu,))
-    return Relaxed(
-        offload=offload,
-        time=with_derivative(time, offload * uplink.load / best_efficiency(uplink, log_mu)),
-        sends=sends,
-        log_mu=log_mu,
-        bound=jnp.where(feasible, with_derivative(bound, dual), jnp.inf),
-    )
+    return _Found(parts, time, sends, split, switch <= log_mu, wanted, log_mu)
 
 
 @short_repr
@@ -427,3 +512,11 @@ def _lagrangian(uplink: Uplink, offload: jax.Array, log_mu: jax.Array) -> jax.Ar
     log_mu = jnp.where(sends, log_mu, FREE)
     cost = jnp.where(uplink.usable, priced_cost(uplink, log_mu), 0.0)
     return jnp.sum(offload * cost + (1 - offload) * uplink.local) - jnp.exp(log_mu) * uplink.slot
+
+
+def _edge_lagrangian(
+    uplink: Uplink, offload: jax.Array, log_mu: jax.Array, edge_price: jax.Array
+) -> jax.Array:
+    """The same with cycles of the edge at a price too, + nu (sum a z - 1): ``[]`` [J]."""
+    used = jnp.sum(offload * uplink.edge_share)
+    return _lagrangian(uplink, offload, log_mu) + edge_price * (used - 1)

@@ -22,6 +22,7 @@ from meco_jax.exact.uplink import (
     SMALLEST,
     Uplink,
     best_efficiency,
+    edge_shares,
     efficiency_at,
     fixed_shares,
     least_shares,
@@ -129,7 +130,36 @@ def least_dual(grid: PriceGrid, forced: Any, xp: ModuleType = jnp) -> jax.Array:
     return grid.base_dual + pairwise_sum(xp.where(flipped, grid.flip_cost, 0.0), xp)
 
 
-def proven_dual(uplink: Uplink, must: jax.Array, free: jax.Array, log_mu: jax.Array) -> jax.Array:
+def with_edge_price(
+    uplink: Uplink, grid: PriceGrid, edge_price: jax.Array | None, xp: ModuleType = jnp
+) -> PriceGrid:
+    """Charge for the edge's cycles too: L(mu, nu) in the place of L(mu), at one price nu.
+
+    Of no use where a set is known: its cycles are there or not, and nu only lowers its dual.
+
+    Args:
+        uplink: the uplink.
+        grid: from ``price_grid``.
+        edge_price: nu of all cycles ``[]`` [J], or None without C6.
+        xp: jax.numpy, or numpy.
+    """
+    if edge_price is None:
+        return grid
+    charged = edge_price * uplink.edge_share
+    left = edge_price * room(edge_shares(uplink, grid.base, xp), grid.base, xp)
+    slack = 8 * rounding(uplink)
+    each = xp.where(grid.base, -charged, charged) - slack * charged
+    base_dual = grid.base_dual - left - slack * (abs(left) + edge_price)
+    return grid._replace(base_dual=base_dual, flip_cost=grid.flip_cost + each[:, None])
+
+
+def proven_dual(
+    uplink: Uplink,
+    must: jax.Array,
+    free: jax.Array,
+    log_mu: jax.Array,
+    edge_price: jax.Array | None = None,
+) -> jax.Array:
     """Bound from below by the dual at a price, sum a c + (1 - a) e - mu T: ``[]`` [J].
 
     For all ways to send the parts ``must``, and any more of the tasks of ``free`` devices. True
@@ -145,13 +175,15 @@ def proven_dual(uplink: Uplink, must: jax.Array, free: jax.Array, log_mu: jax.Ar
         must: part of each task that must be sent ``[K]`` [-].
         free: devices that may send all ``[K]`` bool.
         log_mu: price ``[]``, any [ln W].
+        edge_price: nu ``[]``, any: + nu (sum a z - 1) [J]; None for 0.
     """
     unit = rounding(uplink)
     tiny = 2.0**-35 if uplink.load.dtype == jnp.float32 else 2.0**-44
     nats = best_efficiency(uplink, log_mu)
     mu = jnp.where(jnp.any(uplink.usable & (free | (must > 0))), jnp.exp(log_mu), 0.0)
-    given = (uplink, must, mu, uplink.exact.load / nats, nats >= uplink.max_efficiency)
-    uplink, must, mu, time, capped = jax.lax.optimization_barrier(jax.lax.stop_gradient(given))
+    given = (uplink, must, mu, uplink.exact.load / nats, nats >= uplink.max_efficiency, edge_price)
+    given = jax.lax.optimization_barrier(jax.lax.stop_gradient(given))
+    uplink, must, mu, time, capped, edge_price = given
     exact = uplink.exact
 
     nats = exact.load / time
@@ -175,7 +207,8 @@ def proven_dual(uplink: Uplink, must: jax.Array, free: jax.Array, log_mu: jax.Ar
         doubt += (6 * uplink.per_task + energy) * unit
     whole = energy + mu * jnp.where(capped, least, taken)
     time = jnp.where(capped, 0.0, time)
-    sent = jnp.where(free & (whole < uplink.local), 1.0, must)
+    charged = whole if edge_price is None else whole + edge_price * uplink.edge_share
+    sent = jnp.where(free & (charged < uplink.local), 1.0, must)
     sent = jnp.where(uplink.usable, sent, 0.0)
 
     shares, others = least_shares(uplink, sent), fixed_shares(uplink, sent)
@@ -193,7 +226,7 @@ def proven_dual(uplink: Uplink, must: jax.Array, free: jax.Array, log_mu: jax.Ar
     value += rest_value
 
     doubt = jnp.where(sent > 0, sent * doubt, 0.0) + 7 * unit * (1 - sent) * uplink.local
-    tie = free & (jnp.abs(whole - uplink.local) <= 32 * unit * uplink.local)
+    tie = free & (jnp.abs(charged - uplink.local) <= 32 * unit * uplink.local)
     doubt += jnp.where(tie, 16 * unit * uplink.local, 0.0)
     split = (must > 0) & (must < 1) & (sent < 1)  # m is rounded
     doubt += jnp.where(split, 8 * unit * whole, 0.0)
@@ -201,4 +234,8 @@ def proven_dual(uplink: Uplink, must: jax.Array, free: jax.Array, log_mu: jax.Ar
     doubt = pairwise_sum(doubt + mu * uplink.slot * jnp.where(sent > 0, lost, 0.0))
     doubt += (3 + len(sent) * SHARE_UNIT) * unit * value + 4 * unit * jnp.abs(spare)
     bound = value - spare - doubt
+    if edge_price is not None:
+        edge = edge_shares(uplink, sent)
+        left = edge_price * ((1 - jnp.sum(edge[0])) - jnp.sum(edge[1]))
+        bound = bound - left - edge_price * tiny * jnp.sum(edge[0]) - 4 * unit * jnp.abs(left)
     return jnp.where(bound > 0, bound, 0.0)  # and where it is not a number

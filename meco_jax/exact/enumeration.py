@@ -17,7 +17,14 @@ import jax.numpy as jnp
 from meco_jax.exact import sets
 from meco_jax.exact.allocation import finish, prepare, priced_set
 from meco_jax.exact.derivatives import with_derivative
-from meco_jax.exact.duals import PriceGrid, least_dual, price_grid, proven_dual, saving
+from meco_jax.exact.duals import (
+    PriceGrid,
+    least_dual,
+    price_grid,
+    proven_dual,
+    saving,
+    with_edge_price,
+)
 from meco_jax.exact.uplink import Uplink, pairwise_sum, resources, within
 from meco_jax.runtime.describe import short_repr
 from meco_jax.solution import Solution
@@ -74,7 +81,8 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
     """
     uplink, forced, relaxed = prepare(system, h)
     grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COARSE)
-    sides = choose_sides(grid, forced, uplink.usable)
+    priced = with_edge_price(uplink, grid, relaxed.edge_price)
+    sides = choose_sides(priced, forced, uplink.usable)
     patterns = bound_patterns(uplink, grid, forced, sides, stage.num_enumerated)
 
     number = min(stage.num_exact, len(patterns.bounds))

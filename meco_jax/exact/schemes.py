@@ -18,6 +18,7 @@ from meco_jax.exact.uplink import (
     Uplink,
     cost_spent,
     fits,
+    local_at,
     priced_cost,
     resources,
     within,
@@ -102,8 +103,8 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
         A ``Solution``; infeasible where the forced devices do not fit.
     """
     uplink, forced, relaxed = prepare(system, h)
-    cost = priced_cost(uplink, relaxed.log_mu)
-    saved = jnp.where(uplink.usable, uplink.local - cost, -jnp.inf)
+    cost, local = priced_cost(uplink, relaxed.log_mu), local_at(uplink, relaxed.edge_price)
+    saved = jnp.where(uplink.usable, local - cost, -jnp.inf)
     group = jnp.where(forced, 0, jnp.where(offload > 0.5, 1, 2))
     grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
     order = jnp.lexsort((-saved, group))

@@ -20,6 +20,7 @@ from meco_jax.exact.uplink import (
     device_energy,
     efficiency_at,
     excess,
+    local_at,
     log_price,
     make_uplink,
     moved_price,
@@ -36,6 +37,8 @@ FIRST_COUNTS = 8  # numbers of senders whose likeliest set is tried before the s
 LEAST_WIDTH = 32  # nodes that go on where the others run out
 HOST_STEPS = 60  # Newton's for a price, at most
 PRICES = 65  # of a grid
+EDGE_PRICES = 0.0, 0.5, 0.8, 1.0, 1.25  # of the edge's cycles, over the relaxed problem's
+EDGE_STEPS = 40  # for that one
 
 
 def search(
@@ -64,6 +67,9 @@ def search(
     forced = np.asarray(sy.forced(system))
     state = _Search(p, forced, energy, tolerance, max_nodes)
     middle = _middle_price(p, forced)
+    if p.edge_share is not None:
+        state.edge_price = _edge_price(state, host_grid(p, middle, COARSE[1]))
+        middle = _middle_price(p._replace(local=local_at(p, state.edge_price)), forced)
     bounds, centres = _count_bounds(state, host_grid(p, middle, COARSE[1]))
     for count in np.argsort(bounds, kind="stable")[:FIRST_COUNTS]:  # a good answer first
         if bounds[count] < state.cut:
@@ -89,6 +95,7 @@ class _Search:
         self.free = np.flatnonzero(p.usable & ~forced & within)
         self.better: np.ndarray | None = None
         self.energy, self.bound = energy, np.inf
+        self.edge_price: Any = None  # nu of the relaxed problem [J]
 
     @property
     def cut(self) -> float:
@@ -115,15 +122,48 @@ def _count_bounds(state: _Search, grid: PriceGrid) -> tuple[np.ndarray, np.ndarr
     least = np.cumsum(np.append(0.0, np.sort(each[state.free])))
     least += each[state.forced].sum()
     fits = least <= state.p.slot * (1 + FIT_TOLERANCE)
+    if state.p.edge_share is not None:
+        cycles = np.cumsum(np.append(0.0, np.sort(state.p.edge_share[state.free])))
+        fits &= cycles + state.p.edge_share[state.forced].sum() <= 1 + FIT_TOLERANCE
     best = np.argmax(duals, axis=1)
-    return np.where(fits, duals[np.arange(len(best)), best], np.inf), np.asarray(grid.log_mu)[best]
+    log_mu = np.resize(grid.log_mu, duals.shape[1])
+    return np.where(fits, duals[np.arange(len(best)), best], np.inf), log_mu[best]
 
 
 def _from_forced(state: _Search, grid: PriceGrid) -> tuple[np.ndarray, np.ndarray]:
-    """Dual values of the forced devices alone ``[J]``, and the savings ``[F, J]`` [J]."""
+    """Dual values of the forced devices alone ``[J]``, and the savings ``[F, J]`` [J].
+
+    With C6 at ``EDGE_PRICES`` of its cycles for each price of the slot, 0 first: ``[5 J]``.
+    """
     flipped = (state.forced & state.p.usable) ^ grid.base
     base_dual = np.asarray(grid.base_dual + grid.flip_cost[flipped].sum(axis=0))
-    return base_dual, np.asarray(saving(grid, np))[state.free]
+    saved = np.asarray(saving(grid, np))[state.free]
+    if not state.edge_price:
+        return base_dual, saved
+    share = state.p.edge_share
+    prices = state.edge_price * np.asarray(EDGE_PRICES)
+    base_dual = base_dual + prices[:, None] * (share[state.forced].sum() - 1)
+    saved = saved[:, None] - prices[:, None] * share[state.free][:, None, None]
+    return base_dual.reshape(-1), saved.reshape(len(saved), -1)
+
+
+def _edge_price(state: _Search, grid: PriceGrid) -> float:
+    """Find the price nu [J] of the edge's cycles where the dual is largest, concave in it."""
+    base_dual, saved = _from_forced(state, grid)
+    share = state.p.edge_share[state.free][:, None]
+    forced = state.p.edge_share[state.forced].sum()
+    if not len(saved):
+        return 0.0
+
+    def dual(price: float) -> float:
+        kept = np.maximum(saved - price * share, 0.0).sum(axis=0)
+        return float(np.max(base_dual + price * (forced - 1) - kept))
+
+    low, high = 0.0, float(np.max(saved / np.maximum(share, 1e-30)))
+    for _ in range(EDGE_STEPS):
+        thirds = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (thirds[0], high) if dual(thirds[0]) < dual(thirds[1]) else (low, thirds[1])
+    return max(high, 0.0) if dual(high) > dual(0.0) else 0.0
 
 
 def _prefixes(state: _Search, grid: PriceGrid, count: int) -> np.ndarray:
@@ -200,6 +240,8 @@ def _decide_in_turn(
     p, least_times = state.p, least_time(state.p)
     before = _dominance(p, undecided)
     used = np.full(1, least_times[whole].sum())
+    share = p.edge_share if p.edge_share is not None else np.zeros(len(least_times))
+    cycles = np.full(1, share[whole].sum())
     duals, sets = least[None], np.zeros((1, len(undecided)), bool)
     for place, k in enumerate(undecided):
         width = max(LEAST_WIDTH, state.nodes // (len(undecided) - place))
@@ -207,6 +249,7 @@ def _decide_in_turn(
         sums = sets[:, :place].sum(axis=1)
         may_send = (sums < number) & sets[:, better].all(axis=1)
         may_send &= used + least_times[k] <= p.slot * (1 + FIT_TOLERANCE)
+        may_send &= cycles + share[k] <= 1 + FIT_TOLERANCE
         may_stay = (sums + len(undecided) - place > number) & ~sets[:, worse].any(axis=1)
         rows = np.concatenate([np.flatnonzero(may_stay), np.flatnonzero(may_send)])
         sends = np.arange(len(rows)) >= may_stay.sum()
@@ -222,6 +265,7 @@ def _decide_in_turn(
         sets = sets[rows]
         sets[:, place] = sends[keep]
         used = used[rows] + sets[:, place] * least_times[k]
+        cycles = cycles[rows] + sets[:, place] * share[k]
     return duals.max(axis=1), sets
 
 
@@ -248,7 +292,8 @@ def allocate_on_host(p: Uplink, chosen: np.ndarray) -> tuple[float, np.ndarray, 
     fields: Any = {n: x[sends] for n, x in arrays.items() if x.shape == sends.shape}
     q: Any = p._replace(**fields)
     spare = p.slot - least_time(q).sum()
-    if spare < -FIT_TOLERANCE * p.slot:
+    beyond = q.edge_share is not None and q.edge_share.sum() > 1 + FIT_TOLERANCE
+    if beyond or spare < -FIT_TOLERANCE * p.slot:
         return np.inf, power, time
     if len(q.load):
         high = float(np.max(log_price(q, q.max_efficiency, np)))

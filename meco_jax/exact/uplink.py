@@ -79,7 +79,7 @@ class Uplink(NamedTuple):
     per_time: jax.Array | None = None  # s: cost of sending per second, beside the power's [W]
     fixed_time: jax.Array | None = None  # d: of the slot, per sent task [s]
     per_task: jax.Array | None = None  # Q: cost per sent task, beside that of its time [J]
-    edge_share: jax.Array | None = None  # B C / F, of the edge's cycles [-]
+    edge_share: Any = None  # z = B C / F, of the edge's cycles, ``[K]``, None without C6 [-]
     energies: Terms | None = None  # costs without those of delay, None where there are no others
     delays: Terms | None = None  # costs of delay alone
     band_power: jax.Array | None = None  # p_max of FDMA, where p = (e^x - 1) / g * t / T [W]
@@ -524,6 +524,11 @@ def priced_cost(uplink: Uplink, log_mu: jax.Array) -> jax.Array:
     is what it takes of the slot.
     """
     return at_best(_cost, (uplink, log_mu), (best_efficiency(uplink, log_mu),))
+
+
+def local_at(uplink: Uplink, edge_price: jax.Array | None) -> jax.Array:
+    """Local cost less what sending pays for the edge's cycles, e - nu z: ``[K]`` [J]."""
+    return uplink.local if edge_price is None else uplink.local - edge_price * uplink.edge_share
 
 
 def _cost(uplink: Uplink, log_mu: jax.Array, best: jax.Array) -> jax.Array:

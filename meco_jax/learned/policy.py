@@ -22,7 +22,7 @@ from meco_jax.exact import sets
 from meco_jax.exact.allocation import Relaxed, finish, prepare, slot_time
 from meco_jax.exact.duals import price_grid
 from meco_jax.exact.schemes import cheapest
-from meco_jax.exact.uplink import Uplink, priced_cost, raised_price, usual_shift
+from meco_jax.exact.uplink import Uplink, local_at, priced_cost, raised_price, usual_shift
 from meco_jax.paper.network import Variables, widen
 from meco_jax.runtime.atomic import write_atomically
 from meco_jax.runtime.checks import integer
@@ -47,7 +47,7 @@ def device_features(uplink: Uplink, forced: jax.Array, relaxed: Relaxed) -> jax.
         forced: C2, ``[K]`` bool.
         relaxed: the relaxed P1's answer.
     """
-    usable = uplink.usable
+    usable, local = uplink.usable, local_at(uplink, relaxed.edge_price)
     worth = jnp.exp(relaxed.log_mu)
     if uplink.per_time is not None:  # where the price is nothing it would say nothing
         worth += usual_shift(uplink)
@@ -58,8 +58,8 @@ def device_features(uplink: Uplink, forced: jax.Array, relaxed: Relaxed) -> jax.
         cost = jnp.where(usable, priced_cost(uplink, log_mu), 1.0)
         shares.append(slot_time(uplink, log_mu) / uplink.slot)
         if shift == 0:
-            columns.append(_squash(jnp.arcsinh(10 * (uplink.local - cost) / whole)))
-        columns += [_squash_log(uplink.local / cost), _squash_log(8 * shares[-1])]
+            columns.append(_squash(jnp.arcsinh(10 * (local - cost) / whole)))
+        columns += [_squash_log(local / cost), _squash_log(8 * shares[-1])]
     least = uplink.min_time / uplink.slot
     if uplink.fixed_time is not None:
         least += uplink.fixed_time / uplink.slot
