@@ -15,6 +15,7 @@ from meco_jax.exact import sets
 from meco_jax.exact.allocation import finish, prepare, priced_set
 from meco_jax.exact.duals import PriceGrid, price_grid
 from meco_jax.exact.uplink import (
+    FIT_TOLERANCE,
     Uplink,
     cost_spent,
     fits,
@@ -109,11 +110,23 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
     grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
     order = jnp.lexsort((-saved, group))
     free = uplink.usable & ~forced
-    prefixes = sets.prefixes(jnp.argsort(order), free, forced)
-    best, _, _ = cheapest(uplink, grid, prefixes, EXACT, forced)
+    best, _, _ = cheapest(
+        uplink, grid, prefixes_of(uplink, jnp.argsort(order), free, forced), EXACT, forced
+    )
     changes = jnp.where(free[None], best[None] ^ jnp.eye(len(h), dtype=bool), best[None])
     best, time, energy = cheapest(uplink, grid, changes, EXACT, best)
     return finish(uplink, best.astype(h.dtype), time, energy, relaxed.bound)
+
+
+def prefixes_of(uplink: Uplink, ranks: jax.Array, free: jax.Array, forced: jax.Array) -> jax.Array:
+    """Send the forced devices and 0, 1, ... K others by rank: sets ``[K + 1, K]`` bool.
+
+    Whoever is too large for what the others leave of the edge's cycles, C6, is passed over.
+    """
+    if uplink.edge_share is not None:
+        left = 1 + FIT_TOLERANCE - jnp.sum(jnp.where(forced, uplink.edge_share, 0.0))
+        free &= sets.fill(ranks, jnp.where(free, uplink.edge_share, jnp.inf), left)
+    return sets.prefixes(ranks, free, forced)
 
 
 def cheapest(

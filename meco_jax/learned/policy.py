@@ -21,7 +21,7 @@ from meco_jax import system as sy
 from meco_jax.exact import sets
 from meco_jax.exact.allocation import Relaxed, finish, prepare, slot_time
 from meco_jax.exact.duals import price_grid
-from meco_jax.exact.schemes import cheapest
+from meco_jax.exact.schemes import cheapest, prefixes_of
 from meco_jax.exact.uplink import Uplink, local_at, priced_cost, raised_price, usual_shift
 from meco_jax.paper.network import Variables, widen
 from meco_jax.runtime.atomic import write_atomically
@@ -144,7 +144,7 @@ class GeneralPolicy(struct.PyTreeNode):
         grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
         free = uplink.usable & ~forced
         ranks = sets.rank(-jnp.where(free, scores, -jnp.inf))
-        candidates = sets.prefixes(ranks, free, forced)
+        candidates = prefixes_of(uplink, ranks, free, forced)
         best, time, energy = cheapest(uplink, grid, candidates, exact=1)
         if effort:
             candidates = flips(best, jnp.where(free, price_certainty(features), jnp.inf), effort)
