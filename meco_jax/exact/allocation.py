@@ -66,7 +66,7 @@ class Channel(NamedTuple):
 
 
 def prepare(system: System, h: jax.Array, must: jax.Array | None = None) -> Channel:
-    """Solve a channel's relaxation.
+    """Compute the uplinks of a channel, and solve its relaxation: THEORY.md, section 5.
 
     Args:
         system: the physics.
@@ -86,7 +86,7 @@ def slot_price(uplink: Uplink, offload: jax.Array, guess: jax.Array | None = Non
     It starts at the price of the device that needs the slot most, or at a guess.
 
     Args:
-        uplink: the uplink.
+        uplink: terms of every uplink ``[K]``.
         offload: decision, or parts of tasks, ``[K]`` [-].
         guess: the price to within half of it, which saves steps ``[]`` [ln W].
 
@@ -180,7 +180,7 @@ def set_energy(uplink: Uplink, offload: jax.Array) -> tuple[jax.Array, jax.Array
     """Compute the least energy of a fixed decision, F(S) of THEORY.md, section 5, and its times.
 
     Args:
-        uplink: the uplink.
+        uplink: terms of every uplink ``[K]``.
         offload: decision, or parts of tasks, ``[K]`` [-].
 
     Returns:
@@ -230,7 +230,7 @@ def relax(uplink: Uplink, must: jax.Array) -> Relaxed:
     price before, found by a few Newton steps.
 
     Args:
-        uplink: the uplink.
+        uplink: terms of every uplink ``[K]``.
         must: part of each task that must be sent ``[K]`` [-].
     """
     feasible = fits(uplink, must)
@@ -293,7 +293,7 @@ def _find_break(uplink: Uplink, must: jax.Array, turns: jax.Array, wanted: jax.A
     """Rank the prices at which devices turn local or cap, and bisect them.
 
     Args:
-        uplink: the uplink.
+        uplink: terms of every uplink ``[K]``.
         must: part of each task that must be sent ``[K]`` [-].
         turns: price beyond which a device sends no more than that ``[K]`` [ln W].
         wanted: who sends at any price ``[K]`` bool.

@@ -60,7 +60,7 @@ def price_grid(
     """Price every device at ``num`` prices to ``width`` on either side, densest at ``log_mu``.
 
     Args:
-        uplink: the uplink.
+        uplink: terms of every uplink ``[K]``.
         base: set ``[K]`` bool from which duals are counted, ``Relaxed.sends``: a result of a
             loop, since what XLA computes twice may differ in rounding. None for who saves at
             the middle price, on the host.
@@ -131,7 +131,7 @@ def proven_dual(uplink: Uplink, must: jax.Array, free: jax.Array, log_mu: jax.Ar
     cost d^2 / 2x more than the least, in relation.
 
     Args:
-        uplink: the uplink.
+        uplink: terms of every uplink ``[K]``.
         must: part of each task that must be sent ``[K]`` [-].
         free: devices that may send all ``[K]`` bool.
         log_mu: price ``[]``, any [ln W].

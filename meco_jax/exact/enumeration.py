@@ -95,14 +95,20 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
     duals = jax.vmap(lambda s, v: proven_dual(uplink, s, nobody, v))(offload, prices)
     # The dual of a set has the derivatives of its energy, which equals it but for rounding.
     duals = with_derivative(duals, energies)
-    least_dual = jnp.min(jnp.where(jnp.isfinite(energies), duals, jnp.inf))
+    proven = jnp.min(jnp.where(jnp.isfinite(energies), duals, jnp.inf))
     best = jnp.argmin(energies)
-    bound = jnp.maximum(jnp.minimum(left_out, least_dual), relaxed.bound)
+    bound = jnp.maximum(jnp.minimum(left_out, proven), relaxed.bound)
     return finish(uplink, offload[best], times[best], energies[best], bound)
 
 
 def choose_sides(grid: PriceGrid, forced: jax.Array, usable: jax.Array) -> Sides:
-    """Put each device on the side that may be cheaper, see ``side_bounds``."""
+    """Put each device on the side that may be cheaper, see ``side_bounds``.
+
+    Args:
+        grid: dual terms.
+        forced: C2, ``[K]`` bool.
+        usable: who can send ``[K]`` bool.
+    """
     sent, kept = side_bounds(grid, forced, usable)
     off_side = jnp.maximum(sent, kept)
     return Sides(forced | (sent < kept), off_side, sets.rank(off_side))
@@ -133,6 +139,13 @@ def bound_patterns(
 
     At the prices of a coarse grid, and of a fine one around the best price of the set whose
     bound is the lowest by then. THEORY.md, sections 5 and 6.
+
+    Args:
+        uplink: terms of every uplink ``[K]``.
+        grid: the coarse grid.
+        forced: C2, ``[K]`` bool.
+        sides: of all devices.
+        number: n, at most K of them count.
     """
     number = min(number, len(sides.ranks))
     undecided = sets.members(sides.ranks, number)

@@ -43,7 +43,7 @@ def device_features(uplink: Uplink, forced: jax.Array, relaxed: Relaxed) -> jax.
     logarithm tames each. Devices that cannot send are all zeros.
 
     Args:
-        uplink: the uplink.
+        uplink: terms of every uplink ``[K]``.
         forced: C2, ``[K]`` bool.
         relaxed: the relaxed P1's answer.
     """

@@ -33,7 +33,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from meco_jax.runtime.checks import as_floats, in_range, integer, is_traced, real, refuse, require
+from meco_jax.runtime.checks import (
+    as_floats,
+    broadcast,
+    in_range,
+    integer,
+    is_traced,
+    real,
+    refuse,
+    require,
+)
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.settings import as_key, moves_data
 from meco_jax.system import ArrayLike, Leaf
@@ -235,15 +244,7 @@ def batch_shape(system: WPMEC, **arrays: Any) -> tuple[int, ...]:
     for name, rank in RANKS.items():
         shape = np.shape(getattr(system, name))
         shapes[f"system.{name}"] = shape[: max(len(shape) - rank, 0)]
-    together: tuple[int, ...] = ()
-    for name, shape in shapes.items():
-        try:
-            together = np.broadcast_shapes(together, shape)
-        except ValueError:
-            raise ValueError(
-                f"{name} must have batch axes that broadcast against {together}; got {shape}"
-            ) from None
-    return together
+    return broadcast(shapes)
 
 
 def is_valid(system: WPMEC, h: jax.Array) -> jax.Array:
