@@ -108,21 +108,20 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
     grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
     order = jnp.lexsort((-saved, group))
     free = uplink.usable & ~forced
-    prefixes = sets.prefixes(jnp.argsort(order), free, forced)
+    prefixes = sets.Prefixes(sets.inverse(order), free, forced)
     best, _, _ = cheapest(uplink, grid, prefixes, EXACT, forced)
-    changes = jnp.where(free[None], best[None] ^ jnp.eye(len(h), dtype=bool), best[None])
-    best, time, energy = cheapest(uplink, grid, changes, EXACT, best)
+    best, time, energy = cheapest(uplink, grid, sets.Neighbours(best, free), EXACT, best)
     return finish(uplink, best.astype(h.dtype), time, energy, relaxed.bound)
 
 
 def cheapest(
     uplink: Uplink,
     grid: PriceGrid,
-    candidates: jax.Array,
+    candidates: sets.Family,
     exact: int,
     known: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Pick the set of least energy out of ``candidates`` ``[M, K]``, and ``known`` ``[K]``.
+    """Pick the set of least energy out of ``candidates``, and ``known`` ``[K]``.
 
     The grid's dual values, THEORY.md, section 5, tell the ``exact`` ones that are worth an exact
     allocation.
@@ -133,14 +132,13 @@ def cheapest(
     """
     least = jnp.stack(least_shares(uplink, uplink.usable), axis=1)  # [K, 2]
     more = jnp.where(grid.base[:, None], -least, least)
-    flipped = candidates ^ grid.base[None]
-    sums = sets.total(flipped, jnp.concatenate([more, grid.flip_cost], axis=1))
+    sums = candidates.flipped(grid.base, jnp.concatenate([more, grid.flip_cost], axis=1))
     duals = grid.base_dual[None] + sums[:, 2:]
     used = jnp.sum(jnp.where(grid.base[:, None], least, 0.0), axis=0)[None] + sums[:, :2]
     fitting = (1 - used[:, 0]) - used[:, 1] >= -FIT_TOLERANCE
     bounds = jnp.where(fitting, jnp.max(duals, axis=1), jnp.inf)
     _, likely = sets.smallest(bounds, min(exact, len(bounds)))
-    few, guesses = candidates[likely], guess_prices(grid.log_mu, duals[likely])
+    few, guesses = candidates.take(likely), guess_prices(grid.log_mu, duals[likely])
     if known is not None:
         few = jnp.concatenate([few, known[None]])
         guesses = jnp.append(guesses, -jnp.inf)

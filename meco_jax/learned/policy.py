@@ -139,11 +139,10 @@ class GeneralPolicy(struct.PyTreeNode):
         grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
         free = uplink.usable & ~forced
         ranks = sets.rank(-jnp.where(free, scores, -jnp.inf))
-        candidates = sets.prefixes(ranks, free, forced)
-        best, time, energy = cheapest(uplink, grid, candidates, exact=1)
+        best, time, energy = cheapest(uplink, grid, sets.Prefixes(ranks, free, forced), exact=1)
         if effort:
-            candidates = flips(best, jnp.where(free, price_certainty(features), jnp.inf), effort)
-            candidates = jnp.where(free[None], candidates, best[None])
+            rows = flips(best, jnp.where(free, price_certainty(features), jnp.inf), effort)
+            candidates = sets.Listed(jnp.where(free[None], rows, best[None]))
             best, time, energy = cheapest(uplink, grid, candidates, exact=2, known=best)
         return finish(uplink, best.astype(h.dtype), time, energy, relaxed.bound)
 
