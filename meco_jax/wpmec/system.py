@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from meco_jax.propagation import exponential
 from meco_jax.runtime.checks import (
     as_floats,
     broadcast,
@@ -170,7 +171,7 @@ def sample_channels(
     distance = np.linspace(nearest, farthest, num_devices)
     mean = 4.11 * (3e8 / (4 * np.pi * 915e6 * distance)) ** 2.8
     uniform = draw(keys).astype(jnp.result_type(float))
-    return -jnp.log1p(-uniform) * jnp.asarray(mean[None], uniform.dtype)
+    return exponential(uniform) * jnp.asarray(mean[None], uniform.dtype)
 
 
 def check_call(h: ArrayLike, system: WPMEC | None) -> tuple[Any, WPMEC]:
