@@ -141,7 +141,8 @@ def proven_dual(uplink: Uplink, must: jax.Array, free: jax.Array, log_mu: jax.Ar
     nats = best_efficiency(uplink, log_mu)
     mu = jnp.where(jnp.any(uplink.usable & (free | (must > 0))), jnp.exp(log_mu), 0.0)
     given = (uplink, must, mu, uplink.exact.load / nats, nats >= uplink.max_efficiency)
-    uplink, must, mu, time, capped = jax.lax.optimization_barrier(jax.lax.stop_gradient(given))
+    uplink, must, mu, time, capped = jax.lax.stop_gradient(given)
+    mu, time, capped = twofold.computed_once((mu, time, capped))
     exact = uplink.exact
 
     nats = exact.load / time
@@ -154,7 +155,7 @@ def proven_dual(uplink: Uplink, must: jax.Array, free: jax.Array, log_mu: jax.Ar
     time = jnp.where(capped, 0.0, time)
     whole = energy + mu * jnp.where(capped, least, time)
     sent = jnp.where(free & (whole < uplink.local), 1.0, must)
-    sent = jnp.where(uplink.usable, sent, 0.0)
+    sent = twofold.computed_once(jnp.where(uplink.usable, sent, 0.0))
 
     shares = least_shares(uplink, sent)
     part, rest = twofold.two_product(sent, time)
