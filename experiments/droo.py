@@ -38,7 +38,7 @@ flags.DEFINE_integer("frames", 10_000, "frames drawn per family, or at most take
 flags.DEFINE_integer("descent_frames", 500, "of the judged frames go to coordinate descent",
                      lower_bound=1)  # fmt: skip
 flags.DEFINE_integer("candidates", 10, "modes per frame of the learned baseline", lower_bound=1)
-flags.DEFINE_integer("repeats", 3, "timed batches a method, the fastest counts", lower_bound=1)
+flags.DEFINE_integer("repeats", 3, "timed batches per method, the fastest counts", lower_bound=1)
 flags.DEFINE_integer("single_calls", 200, "timed calls of one frame", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "seed of frames and of learning", lower_bound=0)
 flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's results.csv")

@@ -204,7 +204,8 @@ def prefixes(system: System, h: jax.Array, order: Callable[[Uplink, Any], jax.Ar
     """Rank the devices, the forced ones first, and take the best prefix of the ranking."""
     uplink, forced, relaxed = prepare(system, h)
     ranks = jnp.argsort(jnp.lexsort((-order(uplink, relaxed), ~forced)))
-    some = sets.prefixes(ranks, uplink.usable & ~forced, forced).astype(h.dtype)  # [K + 1, K]
+    prefixes = sets.Prefixes(ranks, uplink.usable & ~forced, forced)
+    some = prefixes.listed().rows.astype(h.dtype)  # [K + 1, K]
     energies, times = jax.vmap(partial(set_energy, uplink))(some)
     best = jnp.argmin(energies)
     return finish(uplink, some[best], times[best], energies[best], relaxed.bound)

@@ -13,8 +13,15 @@ from meco_jax.learned.training import PolicyConfig, train_policy
 from meco_jax.paper.network import Policy
 from meco_jax.paper.sweep import make_grid, train_grid
 from meco_jax.paper.training import TrainConfig, train
+from meco_jax.propagation import path_gain
 from meco_jax.runtime.policies import load_policy, pretrained, save_policy
-from meco_jax.scenarios import sample_channels, sample_systems, table1
+from meco_jax.scenarios import (
+    drop_devices,
+    sample_channels,
+    sample_systems,
+    scale_frequency,
+    table1,
+)
 from meco_jax.solution import Solution
 from meco_jax.solver import allocate, mcos, mcos_partial, pcos, repair, solve
 from meco_jax.system import System, pad_devices
@@ -29,6 +36,7 @@ __all__ = [
     "System",
     "TrainConfig",
     "allocate",
+    "drop_devices",
     "evaluate_grid",
     "from_db",
     "from_dbm",
@@ -38,12 +46,14 @@ __all__ = [
     "mcos",
     "mcos_partial",
     "pad_devices",
+    "path_gain",
     "pcos",
     "pretrained",
     "repair",
     "sample_channels",
     "sample_systems",
     "save_policy",
+    "scale_frequency",
     "solve",
     "table1",
     "train",

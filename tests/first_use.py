@@ -111,6 +111,9 @@ def draws():
         "wild": mj.sample_systems(3, 20, 5),
         "negative": mj.table1(2, seed=-1),
         "lane": mj.sample_channels(sweep.lane_key(9, "test"), system, 4),
+        "combined": mj.sample_channels(8, system, 4, antennas=3, rice_factor=[0.0, 1.0, 9.0]),
+        "path gain": mj.path_gain(mj.drop_devices(9, 5, 250.0, inner=35.0)),
+        "scaled": mj.scale_frequency(system),
     }
 
 
@@ -119,6 +122,7 @@ def check_draws(system, lanes, gains):
     keys = [jax.random.key(7, impl=impl) for impl in ("threefry2x32", "rbg", "unsafe_rbg")]
     for key in (*keys, jax.random.PRNGKey(7), jax.random.key(7), np.int64(7)):
         np.testing.assert_array_equal(mj.sample_channels(key, system, 6), gains)
+        np.testing.assert_array_equal(mj.drop_devices(key, 4, 9.0), mj.drop_devices(7, 4, 9.0))
     for key in keys:
         own = [jax.random.fold_in(key, n) for n in range(2)]
         together = jax.vmap(lambda key: mj.sample_channels(key, system, 6))(jnp.stack(own))

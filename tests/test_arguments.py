@@ -193,8 +193,8 @@ def test_other_arguments_of_solve_are_named(arguments, message):
         (lambda: sample_channels(jax.random.key(0), system(), -3), "num must be at least 0"),
         (lambda: sample_channels(jax.random.key(0), "table1", 3), "system must be a .*System"),
         (
-            lambda: sample_channels(jax.random.key(0), system(mean_gain=np.full(K, 1e-6)), 3),
-            "system.mean_gain must be one number",
+            lambda: sample_channels(jax.random.key(0), system(mean_gain=np.full((2, K), 1e-6)), 3),
+            r"system.mean_gain must be one number or 3, one per device; .* got shape \(2, 3\)",
         ),
         (lambda: pad_devices(system(), 2), "num_devices must be at least 3; got 2"),
         (lambda: pad_devices(system(), 4.5), "num_devices must be an integer of at least 3"),

@@ -8,10 +8,10 @@ PACKAGE = Path(meco_jax.__file__).parent
 # fmt: off
 ORDER = (
     "runtime.atomic", "runtime.settings", "runtime.checks", "exact.twofold",
-    "exact.derivatives", "units", "runtime.describe", "runtime.memory", "system", "scenarios",
-    "solution", "runtime.arguments", "exact.uplink", "exact.duals", "exact.sets",
-    "exact.allocation", "exact.schemes", "exact.enumeration", "exact.search", "paper.network",
-    "learned.policy", "runtime.policies", "runtime.checkpoints", "runtime.loop",
+    "exact.derivatives", "units", "runtime.describe", "runtime.memory", "system",
+    "propagation", "scenarios", "solution", "runtime.arguments", "exact.uplink", "exact.duals",
+    "exact.sets", "exact.allocation", "exact.schemes", "exact.enumeration", "exact.search",
+    "paper.network", "learned.policy", "runtime.policies", "runtime.checkpoints", "runtime.loop",
     "learned.estimators", "paper.training", "learned.training", "paper.sweep", "batching",
     "wpmec.system", "wpmec.devices", "wpmec.bounds", "wpmec.enumeration", "wpmec.search",
     "wpmec.schemes", "wpmec.solver", "solver", "benchmarks", "warmup", "evaluation",

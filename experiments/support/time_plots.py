@@ -25,42 +25,43 @@ MARGINS: dict[str, tuple[str, dict[str, Any]]] = {  # name, look
 
 def day_figure(rows: Rows) -> Figure:
     """Draw energy and late slots over the hours, a column per kind of CSI."""
-    kinds = [(errs, old) for errs, old in CSI_NAMES if _of_kind(rows, errs, old)]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 5.0))
-        grid = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
-        for column, (errs, old) in enumerate(kinds):
-            own = _of_kind(rows, errs, old)
-            energy, late = grid[:, column]
-            _lines(energy, own, "hour", "energy_per_task_j", 1e3)
-            _lines(late, own, "hour", "late_slots_fraction", 100)
+    columns = {}
+    for (errs, old), name in CSI_NAMES.items():
+        own = _of_kind(rows, errs, old)
+        if own:
             error = max(row["error"] for row in own)
-            text = CSI_NAMES[errs, old] + (f", error {error:g}" if errs else "")
-            energy.set(title=text)
-            _logarithmic(energy, y=[1e3 * row["energy_per_task_j"] for row in rows])
-            late.set(xlabel="part of the day [-]")
-        grid[0, 0].set_ylabel("energy per task [mJ]")
-        grid[1, 0].set_ylabel("late slots [%]")
-        _legend(figure, grid[0, -1], rows)
-    return figure
+            columns[name + (f", error {error:g}" if errs else "")] = own
+    return _energy_above_late(columns, "hour", "part of the day [-]", logarithmic=False)
 
 
 def speed_figure(rows: Rows) -> Figure:
     """Draw energy and late slots against the speed of the devices."""
-    ages = sorted({row["delay"] for row in rows})
+    columns = {
+        f"estimate {age:g} slot old" if age else "estimate of the same slot": [
+            row for row in rows if row["delay"] == age
+        ]
+        for age in sorted({row["delay"] for row in rows})
+    }
+    return _energy_above_late(columns, "speed", "speed [m/s]", logarithmic=True)
+
+
+def _energy_above_late(
+    columns: dict[str, list[Any]], x: str, label: str, logarithmic: bool
+) -> Figure:
+    """Draw energy per task above late slots, a column of panels per title and its rows."""
+    rows = [row for own in columns.values() for row in own]
+    limits = {"y": [1e3 * row["energy_per_task_j"] for row in rows]}
+    if logarithmic:
+        limits["x"] = [row[x] for row in rows]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 5.0))
-        grid = figure.subplots(2, len(ages), sharex=True, sharey="row", squeeze=False)
-        for column, age in enumerate(ages):
-            own = [row for row in rows if row["delay"] == age]
-            energy, late = grid[:, column]
-            _lines(energy, own, "speed", "energy_per_task_j", 1e3)
-            _lines(late, own, "speed", "late_slots_fraction", 100)
-            title = "estimate of the same slot" if not age else f"estimate {age:g} slot old"
+        figure = Figure(figsize=(2.4 + 2.4 * len(columns), 5.0))
+        grid = figure.subplots(2, len(columns), sharex=True, sharey="row", squeeze=False)
+        for (energy, late), (title, own) in zip(grid.T, columns.items()):
+            _lines(energy, own, x, "energy_per_task_j", 1e3)
+            _lines(late, own, x, "late_slots_fraction", 100)
             energy.set(title=title)
-            values = [1e3 * row["energy_per_task_j"] for row in rows]
-            _logarithmic(energy, x=[row["speed"] for row in rows], y=values)
-            late.set(xlabel="speed [m/s]")
+            _logarithmic(energy, **limits)
+            late.set(xlabel=label)
         grid[0, 0].set_ylabel("energy per task [mJ]")
         grid[1, 0].set_ylabel("late slots [%]")
         _legend(figure, grid[0, -1], rows)

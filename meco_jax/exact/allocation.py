@@ -73,7 +73,7 @@ class Channel(NamedTuple):
 
 
 def prepare(system: System, h: jax.Array, must: jax.Array | None = None) -> Channel:
-    """Solve a channel's relaxation.
+    """Compute the uplinks of a channel, and solve its relaxation: THEORY.md, section 5.
 
     Args:
         system: the physics.
@@ -94,7 +94,7 @@ def slot_price(uplink: Uplink, offload: jax.Array, guess: jax.Array | None = Non
     has costs of its own the slot need not be full: then the price is ``FREE``.
 
     Args:
-        uplink: the uplink.
+        uplink: terms of every uplink ``[K]``.
         offload: decision, or parts of tasks, ``[K]`` [-].
         guess: the price to within half of it, which saves steps ``[]`` [ln W].
 
@@ -202,7 +202,7 @@ def set_energy(uplink: Uplink, offload: jax.Array) -> tuple[jax.Array, jax.Array
     """Compute the least cost of a fixed decision, F(S) of THEORY.md, section 5, and its times.
 
     Args:
-        uplink: the uplink.
+        uplink: terms of every uplink ``[K]``.
         offload: decision, or parts of tasks, ``[K]`` [-].
 
     Returns:
@@ -257,7 +257,7 @@ def relax(uplink: Uplink, must: jax.Array) -> Relaxed:
     price before, found by a few Newton steps. With C6 see ``_relax_edge``.
 
     Args:
-        uplink: the uplink.
+        uplink: terms of every uplink ``[K]``.
         must: part of each task that must be sent ``[K]`` [-].
     """
     feasible = fits(uplink, must)
@@ -405,7 +405,7 @@ def _find_break(uplink: Uplink, must: jax.Array, turns: jax.Array, wanted: jax.A
     """Rank the prices at which devices turn local or cap, and bisect them.
 
     Args:
-        uplink: the uplink.
+        uplink: terms of every uplink ``[K]``.
         must: part of each task that must be sent ``[K]`` [-].
         turns: price beyond which a device sends no more than that ``[K]`` [ln W].
         wanted: who sends at any price ``[K]`` bool.

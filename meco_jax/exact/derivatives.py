@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 @jax.custom_jvp
@@ -49,3 +50,28 @@ def _at_best_rule(
     given, best = primals
     _, slope = jax.jvp(lambda *given: function(*given, *best), given, tangents[0])
     return at_best(function, given, best), slope
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def largest(values: jax.Array, axis: int = 0) -> jax.Array:
+    """Return the largest values along an axis, with the derivatives of the first of them each.
+
+    JAX's own looks for values that equal the largest one, and gives NaN where a compiler has
+    computed these again with another rounding, and none does.
+    """
+    return jnp.max(values, axis)
+
+
+@largest.defjvp
+def _largest_rule(
+    axis: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (values,), (tangent,) = primals, tangents
+    places = jax.lax.broadcasted_iota(int, values.shape, axis)
+    first = places == jnp.argmax(values, axis, keepdims=True)
+    return largest(values, axis), jnp.sum(jnp.where(first, tangent, 0.0), axis)
+
+
+def smallest(values: jax.Array, axis: int = 0) -> jax.Array:
+    """Return the smallest values along an axis, see ``largest``."""
+    return -largest(-values, axis)

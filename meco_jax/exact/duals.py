@@ -64,7 +64,7 @@ def price_grid(
     """Price every device at ``num`` prices to ``width`` on either side, densest at ``log_mu``.
 
     Args:
-        uplink: the uplink.
+        uplink: terms of every uplink ``[K]``.
         base: set ``[K]`` bool from which duals are counted, ``Relaxed.sends``: a result of a
             loop, since what XLA computes twice may differ in rounding. None for who saves at
             the middle price, on the host.
@@ -171,7 +171,7 @@ def proven_dual(
     cost d^2 / 2x more than the least, in relation.
 
     Args:
-        uplink: the uplink.
+        uplink: terms of every uplink ``[K]``.
         must: part of each task that must be sent ``[K]`` [-].
         free: devices that may send all ``[K]`` bool.
         log_mu: price ``[]``, any [ln W].
@@ -182,8 +182,8 @@ def proven_dual(
     nats = best_efficiency(uplink, log_mu)
     mu = jnp.where(jnp.any(uplink.usable & (free | (must > 0))), jnp.exp(log_mu), 0.0)
     given = (uplink, must, mu, uplink.exact.load / nats, nats >= uplink.max_efficiency, edge_price)
-    given = jax.lax.optimization_barrier(jax.lax.stop_gradient(given))
-    uplink, must, mu, time, capped, edge_price = given
+    uplink, must, mu, time, capped, edge_price = jax.lax.stop_gradient(given)
+    mu, time, capped = twofold.computed_once((mu, time, capped))
     exact = uplink.exact
 
     nats = exact.load / time
@@ -209,7 +209,7 @@ def proven_dual(
     time = jnp.where(capped, 0.0, time)
     charged = whole if edge_price is None else whole + edge_price * uplink.edge_share
     sent = jnp.where(free & (charged < uplink.local), 1.0, must)
-    sent = jnp.where(uplink.usable, sent, 0.0)
+    sent = twofold.computed_once(jnp.where(uplink.usable, sent, 0.0))
 
     shares, others = least_shares(uplink, sent), fixed_shares(uplink, sent)
     part, rest = twofold.two_product(sent, time)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from meco_jax.exact import sets
+from meco_jax.exact import sets, twofold
 from meco_jax.exact.allocation import finish, prepare, priced_set
-from meco_jax.exact.derivatives import with_derivative
+from meco_jax.exact.derivatives import largest, smallest, with_derivative
 from meco_jax.exact.duals import (
     PriceGrid,
     least_dual,
@@ -87,7 +87,7 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
 
     number = min(stage.num_exact, len(patterns.bounds))
     lowest, picked = sets.smallest(patterns.bounds, min(number + 1, len(patterns.bounds)))
-    left_out = jnp.min(jnp.where(sides.ranks < stage.num_enumerated, jnp.inf, sides.off_side))
+    left_out = smallest(jnp.where(sides.ranks < stage.num_enumerated, jnp.inf, sides.off_side))
     if number < len(patterns.bounds):
         left_out = jnp.minimum(left_out, lowest[-1])
     lowest, picked = lowest[:number], picked[:number]
@@ -103,17 +103,24 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
     duals = jax.vmap(lambda s, v: proven_dual(uplink, s, nobody, v))(offload, prices)
     # The dual of a set has the derivatives of its energy, which equals it but for rounding.
     duals = with_derivative(duals, energies)
-    least_dual = jnp.min(jnp.where(jnp.isfinite(energies), duals, jnp.inf))
+    proven = smallest(jnp.where(jnp.isfinite(energies), duals, jnp.inf))
     best = jnp.argmin(energies)
-    bound = jnp.maximum(jnp.minimum(left_out, least_dual), relaxed.bound)
+    bound = jnp.maximum(jnp.minimum(left_out, proven), relaxed.bound)
     return finish(uplink, offload[best], times[best], energies[best], bound)
 
 
 def choose_sides(grid: PriceGrid, forced: jax.Array, usable: jax.Array) -> Sides:
-    """Put each device on the side that may be cheaper, see ``side_bounds``."""
+    """Put each device on the side that may be cheaper, see ``side_bounds``.
+
+    Args:
+        grid: dual terms.
+        forced: C2, ``[K]`` bool.
+        usable: who can send ``[K]`` bool.
+    """
     sent, kept = side_bounds(grid, forced, usable)
     off_side = jnp.maximum(sent, kept)
-    return Sides(forced | (sent < kept), off_side, sets.rank(off_side))
+    sends, ranks = twofold.computed_once((forced | (sent < kept), sets.rank(off_side)))
+    return Sides(sends, off_side, ranks)
 
 
 def side_bounds(
@@ -129,8 +136,8 @@ def side_bounds(
         the second one, infinite, is of use: it sends in all decisions.
     """
     least, saved = least_dual(grid, forced), saving(grid)
-    sent = jnp.max(least[None] + jnp.maximum(-saved, 0.0), axis=1)
-    kept = jnp.max(least[None] + jnp.maximum(saved, 0.0), axis=1)
+    sent = largest(least[None] + jnp.maximum(-saved, 0.0), axis=1)
+    kept = largest(least[None] + jnp.maximum(saved, 0.0), axis=1)
     return jnp.where(usable, sent, jnp.inf), jnp.where(forced, jnp.inf, kept)
 
 
@@ -141,6 +148,13 @@ def bound_patterns(
 
     At the prices of a coarse grid, and of a fine one around the best price of the set whose
     bound is the lowest by then. THEORY.md, sections 5 and 6.
+
+    Args:
+        uplink: terms of every uplink ``[K]``.
+        grid: the coarse grid.
+        forced: C2, ``[K]`` bool.
+        sides: of all devices.
+        number: n, at most K of them count.
     """
     number = min(number, len(sides.ranks))
     undecided = sets.members(sides.ranks, number)
@@ -167,7 +181,7 @@ def bound_patterns(
     return Patterns(
         start=start,
         flips=jnp.asarray(sets.subsets(number)),
-        bounds=jnp.where(possible, jnp.max(duals, axis=0), jnp.inf),
+        bounds=jnp.where(possible, largest(duals), jnp.inf),
         log_mu=jnp.concatenate([grid.log_mu, fine.log_mu]),
         duals=duals,
     )

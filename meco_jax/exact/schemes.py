@@ -110,33 +110,33 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
     grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
     order = jnp.lexsort((-saved, group))
     free = uplink.usable & ~forced
-    best, _, _ = cheapest(
-        uplink, grid, prefixes_of(uplink, jnp.argsort(order), free, forced), EXACT, forced
-    )
-    changes = jnp.where(free[None], best[None] ^ jnp.eye(len(h), dtype=bool), best[None])
-    best, time, energy = cheapest(uplink, grid, changes, EXACT, best)
+    prefixes = prefixes_of(uplink, sets.inverse(order), free, forced)
+    best, _, _ = cheapest(uplink, grid, prefixes, EXACT, forced)
+    best, time, energy = cheapest(uplink, grid, sets.Neighbours(best, free), EXACT, best)
     return finish(uplink, best.astype(h.dtype), time, energy, relaxed.bound)
 
 
-def prefixes_of(uplink: Uplink, ranks: jax.Array, free: jax.Array, forced: jax.Array) -> jax.Array:
-    """Send the forced devices and 0, 1, ... K others by rank: sets ``[K + 1, K]`` bool.
+def prefixes_of(
+    uplink: Uplink, ranks: jax.Array, free: jax.Array, forced: jax.Array
+) -> sets.Prefixes:
+    """Send the forced devices and 0, 1, ... K others by rank: K + 1 sets.
 
     Whoever is too large for what the others leave of the edge's cycles, C6, is passed over.
     """
     if uplink.edge_share is not None:
         left = 1 + FIT_TOLERANCE - jnp.sum(jnp.where(forced, uplink.edge_share, 0.0))
         free &= sets.fill(ranks, jnp.where(free, uplink.edge_share, jnp.inf), left)
-    return sets.prefixes(ranks, free, forced)
+    return sets.Prefixes(ranks, free, forced)
 
 
 def cheapest(
     uplink: Uplink,
     grid: PriceGrid,
-    candidates: jax.Array,
+    candidates: sets.Family,
     exact: int,
     known: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Pick the set of least energy out of ``candidates`` ``[M, K]``, and ``known`` ``[K]``.
+    """Pick the set of least energy out of ``candidates``, and ``known`` ``[K]``.
 
     The grid's dual values, THEORY.md, section 5, tell the ``exact`` ones that are worth an exact
     allocation.
@@ -148,14 +148,13 @@ def cheapest(
     least = resources(uplink).T  # [K, 2], or [K, 4] with C6
     number = least.shape[1]
     more = jnp.where(grid.base[:, None], -least, least)
-    flipped = candidates ^ grid.base[None]
-    sums = sets.total(flipped, jnp.concatenate([more, grid.flip_cost], axis=1))
+    sums = candidates.flipped(grid.base, jnp.concatenate([more, grid.flip_cost], axis=1))
     duals = grid.base_dual[None] + sums[:, number:]
     used = jnp.sum(jnp.where(grid.base[:, None], least, 0.0), axis=0)[None] + sums[:, :number]
     fitting = within(used.T)
     bounds = jnp.where(fitting, jnp.max(duals, axis=1), jnp.inf)
     _, likely = sets.smallest(bounds, min(exact, len(bounds)))
-    few, guesses = candidates[likely], guess_prices(grid.log_mu, duals[likely])
+    few, guesses = candidates.take(likely), guess_prices(grid.log_mu, duals[likely])
     if known is not None:
         few = jnp.concatenate([few, known[None]])
         guesses = jnp.append(guesses, -jnp.inf)

@@ -1,5 +1,7 @@
 """Ranks, and the sets of devices that are made of them: prefixes of a ranking, all subsets.
 
+What each set of a family costs is summed without writing the family out where K is large.
+
 Few numbers are ranked by counting how many are smaller, which costs less than a sort and a
 scatter on every kind of device.
 """
@@ -7,6 +9,7 @@ scatter on every kind of device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +22,16 @@ COUNTED = 64  # so many numbers are ranked by comparing all pairs
 def rank(values: jax.Array) -> jax.Array:
     """Place of each value ``[N]`` in ascending order, the first of equals first: ``[N]`` int."""
     if len(values) > COUNTED:
-        return jnp.argsort(jnp.argsort(values))
+        return inverse(jnp.argsort(values))
     places = jnp.arange(len(values))
     before = values[None] < values[:, None]
     before |= (values[None] == values[:, None]) & (places[None] < places[:, None])
     return jnp.sum(before, axis=1)
+
+
+def inverse(order: jax.Array) -> jax.Array:
+    """Turn an order ``[N]`` into ranks, or ranks into an order: ``[N]`` int."""
+    return jnp.zeros_like(order).at[order].set(jnp.arange(len(order)), unique_indices=True)
 
 
 def in_order(values: jax.Array) -> Callable[[jax.Array], jax.Array]:
@@ -41,16 +49,77 @@ def members(ranks: jax.Array, number: int) -> jax.Array:
     return jnp.sum(jnp.where(ranks[None] == jnp.arange(number)[:, None], places[None], 0), axis=1)
 
 
-def prefixes(ranks: jax.Array, free: jax.Array, always: jax.Array) -> jax.Array:
-    """Send 0, 1, ... K devices in the order of ``rank``: sets ``[K + 1, K]`` bool.
+class Listed(NamedTuple):
+    """Sets that are written out."""
 
-    Args:
-        ranks: of all devices ``[K]``, the first ones sent first.
-        free: who takes part ``[K]`` bool.
-        always: of the others, who is in every set ``[K]`` bool.
-    """
-    sets = ranks[None] < jnp.arange(len(ranks) + 1)[:, None]
-    return jnp.where(free[None], sets, always[None])
+    rows: jax.Array  # [M, K] bool
+
+    def take(self, places: jax.Array) -> jax.Array:
+        """Return sets by their places ``[m]``: ``[m, K]`` bool."""
+        return self.rows[places]
+
+    def flipped(self, base: jax.Array, values: jax.Array) -> jax.Array:
+        """Sum values ``[K, V]`` over the devices in which each set differs from ``base``."""
+        return total(self.rows ^ base[None], values)
+
+
+class Prefixes(NamedTuple):
+    """The first 0, 1, ... K devices in the order of a ranking: K + 1 sets."""
+
+    ranks: jax.Array  # [K] of all devices, the first ones sent first
+    free: jax.Array  # [K] bool: who takes part
+    always: jax.Array  # [K] bool: of the others, who is in every set
+
+    def take(self, places: jax.Array) -> jax.Array:
+        """Return the sets of so many devices ``[m]``: ``[m, K]`` bool."""
+        return jnp.where(self.free[None], self.ranks[None] < places[:, None], self.always[None])
+
+    def listed(self) -> Listed:
+        """Write all sets out."""
+        return Listed(self.take(jnp.arange(len(self.ranks) + 1)))
+
+    def flipped(self, base: jax.Array, values: jax.Array) -> jax.Array:
+        """Sum values ``[K, V]`` over the devices in which each set differs from ``base``.
+
+        Of many devices by running sums, which are as exact: of those that are missing, from the
+        last rank on, and of those that are too many, from the first.
+        """
+        if len(self.ranks) <= COUNTED:
+            return self.listed().flipped(base, values)
+        fixed = jnp.sum(
+            jnp.where((~self.free & (self.always ^ base))[:, None], values, 0.0), axis=0
+        )
+        order = inverse(self.ranks)
+        moved = jnp.where(self.free[:, None], values, 0.0)[order]
+        inside = base[order][:, None]
+        nothing = jnp.zeros_like(values[:1])
+        missing = jnp.cumsum(jnp.where(inside, moved, 0.0)[::-1], axis=0)[::-1]
+        more = jnp.cumsum(jnp.where(inside, 0.0, moved), axis=0)
+        missing, more = jnp.append(missing, nothing, axis=0), jnp.append(nothing, more, axis=0)
+        return fixed[None] + missing + more
+
+
+class Neighbours(NamedTuple):
+    """A set, with one free device of it on the other side: K sets."""
+
+    middle: jax.Array  # [K] bool
+    free: jax.Array  # [K] bool: who may change
+
+    def take(self, places: jax.Array) -> jax.Array:
+        """Return the sets in which these devices ``[m]`` change: ``[m, K]`` bool."""
+        changed = places[:, None] == jnp.arange(len(self.middle))[None]
+        return self.middle[None] ^ (changed & self.free[None])
+
+    def flipped(self, base: jax.Array, values: jax.Array) -> jax.Array:
+        """Sum values ``[K, V]`` over the devices in which each set differs from ``base``."""
+        if len(self.middle) <= COUNTED:
+            return Listed(self.take(jnp.arange(len(self.middle)))).flipped(base, values)
+        apart = (self.middle ^ base)[:, None]
+        own = jnp.where(self.free[:, None], jnp.where(apart, -values, values), 0.0)
+        return jnp.sum(jnp.where(apart, values, 0.0), axis=0)[None] + own
+
+
+Family = Listed | Prefixes | Neighbours
 
 
 def fill(ranks: jax.Array, sizes: jax.Array, capacity: jax.Array) -> jax.Array:

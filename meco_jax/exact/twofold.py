@@ -9,6 +9,7 @@ elementwise, of any shape, and constant to derivatives. What it is for: THEORY.m
 from __future__ import annotations
 
 import math
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,23 @@ _LOW = _STEP - _HIGH - _MIDDLE
 _GROWTH = np.array([math.expm1(_STEP * i) for i in range(STEPS)])
 _BITS: dict[int, type[np.unsignedinteger]] = {32: np.uint32, 64: np.uint64}
 _HALF = {32: 12, 64: 27}  # the lower digits
+
+
+Tree = TypeVar("Tree")
+
+
+def computed_once(values: Tree) -> Tree:
+    """Return arrays whose every user sees the same roundings, and so the same comparisons.
+
+    A compiler may compute a number again for each user, and fuse each time differently: one sum
+    then counts a device as sent, and the next one does not. Barriers are dropped on CPUs before
+    fusion; what a loop of two rounds carries is not computed again.
+    """
+
+    def keep(step: int, kept: Any) -> Any:
+        return jax.tree.map(lambda new, old: jnp.where(step == 0, new, old), values, kept)
+
+    return jax.lax.fori_loop(0, 2, keep, jax.tree.map(jnp.zeros_like, values))
 
 
 def two_sum(a: jax.Array, b: jax.Array) -> Pair:

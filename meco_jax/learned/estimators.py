@@ -168,7 +168,7 @@ def threshold(scores: jax.Array, case: Case) -> jax.Array:
 def best_count(scores: jax.Array, case: Case) -> jax.Array:
     """Send the forced devices and the best number of others in the order of their scores."""
     ranks = sets.rank(-jnp.where(case.free, scores, -jnp.inf))
-    prefixes = sets.prefixes(ranks, case.free, case.forced).astype(scores.dtype)
+    prefixes = sets.Prefixes(ranks, case.free, case.forced).listed().rows.astype(scores.dtype)
     return prefixes[jnp.argmin(jax.vmap(energy, (0, None))(prefixes, case))]
 
 

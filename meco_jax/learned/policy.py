@@ -43,7 +43,7 @@ def device_features(uplink: Uplink, forced: jax.Array, relaxed: Relaxed) -> jax.
     logarithm tames each. Devices that cannot send are all zeros.
 
     Args:
-        uplink: the uplink.
+        uplink: terms of every uplink ``[K]``.
         forced: C2, ``[K]`` bool.
         relaxed: the relaxed P1's answer.
     """
@@ -147,8 +147,8 @@ class GeneralPolicy(struct.PyTreeNode):
         candidates = prefixes_of(uplink, ranks, free, forced)
         best, time, energy = cheapest(uplink, grid, candidates, exact=1)
         if effort:
-            candidates = flips(best, jnp.where(free, price_certainty(features), jnp.inf), effort)
-            candidates = jnp.where(free[None], candidates, best[None])
+            rows = flips(best, jnp.where(free, price_certainty(features), jnp.inf), effort)
+            candidates = sets.Listed(jnp.where(free[None], rows, best[None]))
             best, time, energy = cheapest(uplink, grid, candidates, exact=2, known=best)
         return finish(uplink, best.astype(h.dtype), time, energy, relaxed.bound)
 

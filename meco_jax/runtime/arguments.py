@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from meco_jax import system as sy
-from meco_jax.runtime.checks import as_floats, is_traced, real, refuse
+from meco_jax.runtime.checks import as_floats, broadcast, is_traced, real, refuse
 from meco_jax.runtime.memory import once_per_system
 from meco_jax.system import ArrayLike, System
 
@@ -103,14 +103,7 @@ def check_batch(system: System, *arrays: jax.Array) -> None:
     shapes = _batch_shapes(system, *arrays)
     if not any(shapes.values()):
         return
-    together: tuple[int, ...] = ()
-    for name, shape in shapes.items():
-        try:
-            together = np.broadcast_shapes(together, shape)
-        except ValueError:
-            raise ValueError(
-                f"{name} must have batch axes that broadcast against {together}; got {shape}"
-            ) from None
+    broadcast(shapes)
     number = arrays[0].shape[-1]
     fields = {f"system.{name}" for name in sy.per_device(system)}
     for name, shape in shapes.items():

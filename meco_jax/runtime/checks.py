@@ -119,6 +119,23 @@ def require(name: str, value: Any, low: float, included: bool, hint: str = "") -
     raise ValueError(f"{name} must be {rule}; got {first}{note}{hint if first < low else ''}")
 
 
+def broadcast(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Broadcast batch axes, by the name of the argument that has them.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    together: tuple[int, ...] = ()
+    for name, shape in shapes.items():
+        try:
+            together = np.broadcast_shapes(together, shape)
+        except ValueError:
+            raise ValueError(
+                f"{name} must have batch axes that broadcast against {together}; got {shape}"
+            ) from None
+    return together
+
+
 def in_range(value: Any, low: float, included: bool) -> Any:
     """Tell which values are finite and in range: JAX's or NumPy's booleans."""
     return ((value >= low) if included else (value > low)) & (value < np.inf)

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from meco_jax.propagation import LIGHT, disc_distance, power_law, rician_amplitude
 from meco_jax.runtime.describe import short_repr
 from meco_jax.simulation import draws
 from meco_jax.simulation.scenario import Scenario
 
-LIGHT = 299_792_458.0  # [m/s]
 NODES = 32  # of the mean that is J0 up to ``SERIES_END``: J_64(8) is 1e-50
 SERIES_END = 8.0
 MODULUS = (0.79788456, -0.00000077, -0.00552740, -0.00009512, 0.00137237, -0.00072805, 0.00014476)
@@ -133,7 +133,7 @@ def large_scale(scenario: Scenario, channel: Channel) -> jax.Array:
     gain = scenario.system.mean_gain * 10 ** (decibels / 10)
     if scenario.mobility != "none":
         distance = jnp.maximum(_length(channel.position), scenario.reference)
-        gain = gain * (scenario.reference / distance) ** scenario.exponent
+        gain = gain * power_law(distance, scenario.reference, scenario.exponent)
     return jnp.sqrt(gain)
 
 
@@ -145,9 +145,7 @@ def amplitude(scenario: Scenario, scale: jax.Array, scattered: jax.Array) -> jax
         scale: of ``large_scale``, ``[K]`` [-].
         scattered: u, ``[K, 2]`` [-].
     """
-    fixed = jnp.sqrt(scenario.rice / (scenario.rice + 1))
-    part = jnp.sqrt(1 / (scenario.rice + 1))
-    return scale * jnp.hypot(fixed + part * scattered[:, 0], part * scattered[:, 1])
+    return scale * rician_amplitude(scenario.rice, scattered)
 
 
 def gains(scenario: Scenario, channel: Channel) -> jax.Array:
@@ -202,7 +200,7 @@ def _normal(key: jax.Array, devices: jax.Array) -> jax.Array:
 
 def _place(scenario: Scenario, u: jax.Array) -> jax.Array:
     """Place devices uniformly in the disc from uniform numbers ``[K, 2]``: ``[K, 2]`` [m]."""
-    distance, angle = scenario.radius * jnp.sqrt(u[:, 0]), 2 * jnp.pi * u[:, 1]
+    distance, angle = disc_distance(u[:, 0], scenario.radius), 2 * jnp.pi * u[:, 1]
     return distance[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from meco_jax import propagation
+
 FADING, MEASURING, ARRIVING, SIZES, MOVING, SHADOWING = range(6)  # what a draw is for
 
 
@@ -24,11 +26,6 @@ def uniform(key: jax.Array, devices: jax.Array, purpose: int, number: int) -> ja
 
 
 def complex_normal(key: jax.Array, devices: jax.Array, purpose: int) -> jax.Array:
-    """Draw complex normal numbers of unit power, real and imaginary part: ``[K, 2]``.
-
-    The power is exponential, -ln(1 - u), as in ``sample_channels``, the phase uniform (Box and
-    Muller, Ann. Math. Stat. 29, 1958).
-    """
+    """Draw complex normal numbers of unit power, real and imaginary part: ``[K, 2]``."""
     u = uniform(key, devices, purpose, 2)
-    amplitude, phase = jnp.sqrt(-jnp.log1p(-u[:, 0])), 2 * jnp.pi * u[:, 1]
-    return amplitude[:, None] * jnp.stack([jnp.cos(phase), jnp.sin(phase)], axis=1)
+    return propagation.complex_normal(u[:, 0], u[:, 1])

@@ -33,7 +33,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from meco_jax.runtime.checks import as_floats, in_range, integer, is_traced, real, refuse, require
+from meco_jax.propagation import exponential
+from meco_jax.runtime.checks import (
+    as_floats,
+    broadcast,
+    in_range,
+    integer,
+    is_traced,
+    real,
+    refuse,
+    require,
+)
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.settings import as_key, moves_data
 from meco_jax.system import ArrayLike, Leaf
@@ -161,7 +171,7 @@ def sample_channels(
     distance = np.linspace(nearest, farthest, num_devices)
     mean = 4.11 * (3e8 / (4 * np.pi * 915e6 * distance)) ** 2.8
     uniform = draw(keys).astype(jnp.result_type(float))
-    return -jnp.log1p(-uniform) * jnp.asarray(mean[None], uniform.dtype)
+    return exponential(uniform) * jnp.asarray(mean[None], uniform.dtype)
 
 
 def check_call(h: ArrayLike, system: WPMEC | None) -> tuple[Any, WPMEC]:
@@ -235,15 +245,7 @@ def batch_shape(system: WPMEC, **arrays: Any) -> tuple[int, ...]:
     for name, rank in RANKS.items():
         shape = np.shape(getattr(system, name))
         shapes[f"system.{name}"] = shape[: max(len(shape) - rank, 0)]
-    together: tuple[int, ...] = ()
-    for name, shape in shapes.items():
-        try:
-            together = np.broadcast_shapes(together, shape)
-        except ValueError:
-            raise ValueError(
-                f"{name} must have batch axes that broadcast against {together}; got {shape}"
-            ) from None
-    return together
+    return broadcast(shapes)
 
 
 def is_valid(system: WPMEC, h: jax.Array) -> jax.Array:
