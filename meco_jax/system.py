@@ -16,17 +16,19 @@ N0                    ``noise_power``         noise power [W]
 p_max                 ``max_power``           transmit power limit [W]
 h_k                   ``h``                   amplitude gain [-]; the power gain is h^2
 eps                   ``chip``                effective switched capacitance [J s^2]
-p_c, d_k, q_k         circuit_power, ...      what a sent task takes besides, THEORY.md, 10
-gamma_k               ``delay_weight``        weight of a task's own delay [J/s]
-F                     ``edge_cycles``         cycles that the edge has in a slot [-]
 a_k, p_k, t_k         offload, power, time    decision [-], power [W], slot share [s]
 r_k                   ``rate``                uplink rate [bit/s], (3)
 t'_k                  ``transmit_time``       realised offloading time [s], (4)
 m_k^+                 ``required_ratio``      part of the task the CPU cannot finish in T [-]
+p_c (ours)            ``circuit_power``       drawn while sending [W]
+d_k (ours)            ``fixed_time``          of the slot, per sent task [s]
+q_k (ours)            ``fixed_energy``        per sent task [J]
+gamma_k (ours)        ``delay_weight``        weight of a task's own delay [J/s]
+F (ours)              ``edge_cycles``         cycles that the edge has in a slot [-]
 ====================  ======================  ==============================================
 
 Formulas are written for one channel, ``h: [K]``; batches go through ``jax.vmap``. The model and
-P1 are written out in THEORY.md, sections 2 and 3.
+P1 are written out in THEORY.md, sections 2 and 3; what is ours, not the paper's, in section 10.
 """
 
 from __future__ import annotations
