@@ -260,12 +260,12 @@ def _if_sent(system: System, offload: jax.Array, whole: jax.Array) -> jax.Array:
     return jnp.where(system.active & (system.task_bits > 0), offload * whole, 0.0)
 
 
-def local_time(system: System) -> jax.Array:
+def local_time(system: System, xp: ModuleType = jnp) -> jax.Array:
     """Time to compute a whole task locally, C B / f, (1) with a = 0: ``[K]`` [s]."""
     cycles = system.cycles_per_bit * system.task_bits
     never = (cycles > 0) & (system.cpu_hz == 0)
-    hz = jnp.where((cycles > 0) & jnp.logical_not(never), system.cpu_hz, 1.0)
-    return jnp.where(never, jnp.inf, cycles / hz)
+    hz = xp.where((cycles > 0) & xp.logical_not(never), system.cpu_hz, 1.0)
+    return xp.where(never, xp.inf, cycles / hz)  # type: ignore[no-any-return]
 
 
 def local_energy(system: System) -> jax.Array:

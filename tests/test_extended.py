@@ -67,7 +67,7 @@ def mixtures(seed, number, num_devices=K, access="tdma", names=NAMES, without=0.
 
 
 def one_of(system, place):
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[place], system)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[place] if np.ndim(leaf) else leaf, system)
 
 
 def optima(system, h):
