@@ -90,7 +90,8 @@ def solve(
             nothing is proven before; ``lower_bound`` says what is proven by then.
 
     Returns:
-        A ``Solution``. A channel whose forced devices do not fit into the slot is infeasible:
+        A ``Solution``. A channel whose forced devices do not fit, into the slot or into the
+        edge's cycles, is infeasible:
         ``feasible`` False, ``energy`` and ``lower_bound`` infinite, powers and times 0.
 
     Raises:

@@ -16,17 +16,19 @@ N0                    ``noise_power``         noise power [W]
 p_max                 ``max_power``           transmit power limit [W]
 h_k                   ``h``                   amplitude gain [-]; the power gain is h^2
 eps                   ``chip``                effective switched capacitance [J s^2]
-p_c, d_k, q_k         circuit_power, ...      what a sent task takes besides, THEORY.md, 10
-gamma_k               ``delay_weight``        weight of a task's own delay [J/s]
-F                     ``edge_cycles``         cycles that the edge has in a slot [-]
 a_k, p_k, t_k         offload, power, time    decision [-], power [W], slot share [s]
 r_k                   ``rate``                uplink rate [bit/s], (3)
 t'_k                  ``transmit_time``       realised offloading time [s], (4)
 m_k^+                 ``required_ratio``      part of the task the CPU cannot finish in T [-]
+p_c (ours)            ``circuit_power``       drawn while sending [W]
+d_k (ours)            ``fixed_time``          of the slot, per sent task [s]
+q_k (ours)            ``fixed_energy``        per sent task [J]
+gamma_k (ours)        ``delay_weight``        weight of a task's own delay [J/s]
+F (ours)              ``edge_cycles``         cycles that the edge has in a slot [-]
 ====================  ======================  ==============================================
 
 Formulas are written for one channel, ``h: [K]``; batches go through ``jax.vmap``. The model and
-P1 are written out in THEORY.md, sections 2 and 3.
+P1 are written out in THEORY.md, sections 2 and 3; what is ours, not the paper's, in section 10.
 """
 
 from __future__ import annotations
@@ -258,12 +260,12 @@ def _if_sent(system: System, offload: jax.Array, whole: jax.Array) -> jax.Array:
     return jnp.where(system.active & (system.task_bits > 0), offload * whole, 0.0)
 
 
-def local_time(system: System) -> jax.Array:
+def local_time(system: System, xp: ModuleType = jnp) -> jax.Array:
     """Time to compute a whole task locally, C B / f, (1) with a = 0: ``[K]`` [s]."""
     cycles = system.cycles_per_bit * system.task_bits
     never = (cycles > 0) & (system.cpu_hz == 0)
-    hz = jnp.where((cycles > 0) & jnp.logical_not(never), system.cpu_hz, 1.0)
-    return jnp.where(never, jnp.inf, cycles / hz)
+    hz = xp.where((cycles > 0) & xp.logical_not(never), system.cpu_hz, 1.0)
+    return xp.where(never, xp.inf, cycles / hz)  # type: ignore[no-any-return]
 
 
 def local_energy(system: System) -> jax.Array:

@@ -5,6 +5,7 @@ Answers against brute force in float64, ``reference.extended``, on random mixtur
 
 from functools import cache, partial
 
+import cvxpy as cp
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +67,7 @@ def mixtures(seed, number, num_devices=K, access="tdma", names=NAMES, without=0.
 
 
 def one_of(system, place):
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[place], system)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[place] if np.ndim(leaf) else leaf, system)
 
 
 def optima(system, h):
@@ -239,42 +240,79 @@ def check_constraints_of_networks(system, h, found):
         assert np.all(found.power[i] <= p.power_limit * (1 + 1e-6))
 
 
-@pytest.mark.parametrize(("access", "method"), [("tdma", "pcos"), ("fdma", "allocate")])
-def test_derivatives(access, method):
-    """Of cost and bound along a random direction of all fields, by differences in float64."""
+CASES = [("tdma", "pcos"), ("fdma", "allocate")]
+
+
+def chosen_set(system):
+    return sy.forced(system) | (jnp.arange(4) < 2)
+
+
+@cache
+def in_float64(access, method):
+    """Answers, ``[N, 2]`` or more, and their derivatives along a random direction of all fields.
+
+    The derivatives as they are, and by differences of fourth order.
+    """
     system, h = mixtures(5, 24, 4, access)
+    system = system.replace(edge_cycles=system.edge_cycles * np.where(np.arange(24) < 8, 10, 1))
     at = sy.leaves(system) | {"h": h}
+    active = at.pop("active")
+    rng = np.random.default_rng(0)
+    at = {name: np.asarray(value, np.float64) for name, value in at.items()}
+    along = {name: value * rng.uniform(0.5, 1.5, value.shape) for name, value in at.items()}
+
+    def answer(at):
+        fields = {name: x for name, x in at.items() if name != "h"}
+        one = System(**fields, active=active[0], access=access)
+        if method == "pcos":
+            found = schemes.pcos(one, at["h"])
+            return jnp.stack([found.cost, found.lower_bound])
+        found = allocation.allocate(one, at["h"], chosen_set(one).astype(float))
+        return jnp.stack([found.cost, found.energy, found.delay_cost, jnp.sum(found.time)])
+
+    both = jax.jit(jax.vmap(lambda at, along: jax.jvp(answer, (at,), (along,))))
+
+    def moved(step):
+        return both({n: x + step * along[n] for n, x in at.items()}, along)[0]
+
+    step = 1e-4
     with jax.enable_x64(True):
-        active = at.pop("active")
-        at = {name: np.asarray(value, np.float64) for name, value in at.items()}
-        at["edge_cycles"][:8] *= 10  # where it does not bind
-        rng = np.random.default_rng(0)
-        along = {name: value * rng.uniform(0.5, 1.5, value.shape) for name, value in at.items()}
+        value, slope = map(np.asarray, both(at, along))
+        ends = [np.asarray(moved(n * step)) for n in (1, -1, 2, -2)]
+    wanted = (8 * (ends[0] - ends[1]) - (ends[2] - ends[3])) / (12 * step)
+    return system, h, value, slope, wanted
 
-        def answer(at):
-            system = System(**{n: x for n, x in at.items() if n != "h"}, active=active[0],
-                            access=access)  # fmt: skip
-            if method == "pcos":
-                found = schemes.pcos(system, at["h"])
-                return jnp.stack([found.cost, found.lower_bound])
-            chosen = sy.forced(system) | (jnp.arange(4) < 2)
-            found = allocation.allocate(system, at["h"], chosen.astype(float))
-            return jnp.stack([found.cost, found.energy, found.delay_cost, jnp.sum(found.time)])
 
-        @jax.jit
-        @jax.vmap
-        def both(at, along):
-            return jax.jvp(answer, (at,), (along,))
+@pytest.mark.parametrize(("access", "method"), CASES)
+def test_derivatives(access, method):
+    _, _, value, slope, wanted = in_float64(access, method)
+    feasible = np.isfinite(value[:, 0])
+    assert np.mean(feasible) > 0.5
+    np.testing.assert_allclose(slope[feasible], wanted[feasible], rtol=2e-6, atol=1e-9)
 
-        def moved(step):
-            return both({n: x + step * along[n] for n, x in at.items()}, along)[0]
 
-        step = 1e-4
-        value, slope = both(at, along)
-        near, far = moved(step) - moved(-step), moved(2 * step) - moved(-2 * step)
-        wanted, feasible = (8 * near - far) / (12 * step), np.isfinite(value[:, 0])
-        assert np.mean(feasible) > 0.5
-        np.testing.assert_allclose(slope[feasible], wanted[feasible], rtol=2e-6, atol=1e-9)
+@pytest.mark.parametrize(("access", "method"), CASES)
+def test_against_clarabel(access, method):
+    """Parts of tasks, and fixed sets: exponential cones, t e^(a l / t) <= u."""
+    system, h, value, *_ = in_float64(access, method)
+    for i in [*range(6), *range(8, 16)]:  # C6 binds in some of the later ones
+        one = one_of(system, i)
+        p, _ = reference.extended(one, h[i])
+        chosen = np.asarray(chosen_set(one), float)
+        a, t, u = (cp.Variable(len(p.load)) for _ in range(3))
+        least = np.where(np.isfinite(p.min_time), p.min_time, 1e3)
+        rules = [
+            cp.constraints.ExpCone(cp.multiply(a, p.load), t, u),
+            t >= cp.multiply(a, least),
+            cp.sum(t + cp.multiply(a, p.fixed)) <= p.slot,
+            a @ p.edge <= 1,
+        ]
+        rules += [a >= p.required, a <= 1] if method == "pcos" else [a == chosen]
+        cost = p.beta / p.gain @ (u - t) + p.per_time @ t + p.per_task @ a + p.local @ (1 - a)
+        problem = cp.Problem(cp.Minimize(cost), rules)
+        problem.solve(solver=cp.CLARABEL)
+        known = problem.value if problem.status in ("optimal", "optimal_inaccurate") else np.inf
+        np.testing.assert_allclose(value[i, 0], known, rtol=1e-5)
 
 
 @pytest.mark.slow  # minutes: programs for many structures, brute force of thousands

@@ -22,6 +22,7 @@ from meco_jax.exact.derivatives import at_best, with_derivative
 from meco_jax.exact.duals import proven_dual
 from meco_jax.exact.uplink import (
     FREE,
+    SMALLEST,
     Uplink,
     best_efficiency,
     cost_spent,
@@ -48,6 +49,7 @@ from meco_jax.system import System
 NEWTON_STEPS = 10  # for the price of a fixed set; 6 reach float32 save where many powers cap
 LAST_STEPS = 6  # the same between two breakpoints, where no more powers cap
 GUESS_STEPS = 5  # from a price that is nearly right
+SHIFT_STEPS = 3  # more of each, where devices have costs of time of their own
 EDGE_STEPS = 24, 44  # halvings of the price of edge cycles, in float32 and float64
 
 
@@ -142,13 +144,16 @@ def _climb(
         coarse, fine = (jnp.where(capped, *both) for both in zip(shares, fixed))
         slope = used * excess(nats) / nats**2
         if shift is not None:  # in ln(mu + s), s the largest: in it all times are log-convex
-            slope *= (jnp.exp(log_mu) + shift) / jnp.exp(own_price(uplink, log_mu))
+            own = jnp.maximum(jnp.exp(own_price(uplink, log_mu)), SMALLEST)
+            slope = jnp.where(used > 0, slope * ((jnp.exp(log_mu) + shift) / own), 0.0)
         fall, total = jnp.sum(slope), jnp.sum(used)
         left = jnp.maximum((1 - jnp.sum(coarse)) - jnp.sum(fine), 1e-3 * total)
         climb = total * jnp.log(jnp.where(total > 0, total / left, 1.0))
         climb = jnp.where(fall > 0, climb / jnp.where(fall > 0, fall, 1.0), 0.0)
         return jnp.clip(moved_price(log_mu, climb, shift), low, high)
 
+    if shift is not None:
+        steps += SHIFT_STEPS
     start = jnp.where(jnp.any(sends), jnp.clip(start, low, high), 0.0)
     return jax.lax.fori_loop(0, steps, step, start)
 

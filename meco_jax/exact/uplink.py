@@ -148,26 +148,26 @@ def _costs(system: System, usable: Any, xp: ModuleType) -> dict[str, Any]:
         return None if a is None or b is None else a * b
 
     local = xp.where(system.active, sy.local_energy(system), 0.0)
-    circuit, delay_weight, fixed = each("circuit_power", system.weight), each("delay_weight"), None
+    circuit, delay_weight = each("circuit_power", system.weight), each("delay_weight")
     fixed_time, fixed_energy = each("fixed_time"), each("fixed_energy", system.weight)
-    if system.access == "fdma":  # all send for the whole slot
-        fixed, circuit = times(circuit, system.slot), None
-        whole_slot = times(delay_weight, system.slot)
-        energies = Terms(None, add(fixed_energy, fixed), local)
-    else:
-        whole_slot = None
+    in_turn = system.access == "tdma"  # or all send for the whole slot
+    if in_turn:
         energies = Terms(circuit, fixed_energy, local)
+    else:
+        energies = Terms(None, add(fixed_energy, times(circuit, system.slot)), local)
     found: dict[str, Any] = {"fixed_time": fixed_time, "local": local}
     if system.edge_cycles is not None:
         cycles = system.task_bits * system.cycles_per_bit / system.edge_cycles
         found["edge_share"] = xp.where(usable, cycles, 0.0)
     if delay_weight is None:
         return found | {"per_time": energies.per_time, "per_task": energies.per_task}
-    duration = sy.local_time(system)
+    duration = sy.local_time(system, xp)
     kept = xp.where(system.active & (duration < xp.inf), system.delay_weight, 0.0)
     delays = Terms(
-        per_time=delay_weight if system.access == "tdma" else None,
-        per_task=add(times(delay_weight, fixed_time), whole_slot),
+        per_time=delay_weight if in_turn else None,
+        per_task=add(
+            times(delay_weight, fixed_time), None if in_turn else delay_weight * system.slot
+        ),
         local=kept * xp.where(duration < xp.inf, duration, 0.0),
     )
     return found | {

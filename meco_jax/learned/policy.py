@@ -156,7 +156,7 @@ class GeneralPolicy(struct.PyTreeNode):
         """Write the policy as a ``jax.export`` artifact, for programs that have JAX alone.
 
         ``jax.export.deserialize(bytearray(bytes)).call(h, system)`` then maps gains ``[N, K]``
-        and a dictionary of the fields of ``System``, ``[N, K]`` and ``[N]`` each, to one of
+        and a dictionary of the paper's fields of ``System``, ``[N, K]`` and ``[N]`` each, to one of
         the fields of ``Solution``. It runs on CPU, GPU and TPU with any N.
 
         Args:

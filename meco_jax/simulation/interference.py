@@ -117,7 +117,9 @@ def _iterate(
     def answer(noise: jax.Array) -> tuple[Solution, jax.Array]:
         each = noise if rank else noise[:, None]
         found = solve(h, system.replace(noise_power=each), method=method)
-        mean_power = found.power * found.time / slot[:, None]
+        mean_power = found.power
+        if system.access == "tdma":  # with bands all send for the whole slot
+            mean_power = mean_power * found.time / slot[:, None]
         heard = jnp.einsum("jk,jck->c", mean_power, power_gain, precision="highest")
         return found, quiet + (heard[:, None] if rank else heard)
 
