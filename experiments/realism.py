@@ -63,10 +63,10 @@ flags.DEFINE_float("fixed_energy", 4e-4, "for receiving the result [J]", lower_b
 flags.DEFINE_float("delay_weight", 0.02, "worth of a task's delay [J/s]", lower_bound=0)
 flags.DEFINE_float("edge_share", 0.5, "F over the cycles of all tasks [-]", lower_bound=1e-6)
 flags.DEFINE_integer("antennas", 4, "of the station, combined", lower_bound=1)
-flags.DEFINE_list("edge_shares", "0.2,0.3,0.4,0.5,0.6,0.8,1".split(","), "F swept [-]")
-flags.DEFINE_list("antenna_numbers", "1,2,4,8,16".split(","), "antennas swept")
-flags.DEFINE_list("slots", "0.3,0.4,0.5,0.6,0.8,1,1.2".split(","), "T swept [s]")
-flags.DEFINE_list("delay_weights", "0.001,0.003,0.01,0.03,0.1,0.3,1,3".split(","),
+flags.DEFINE_list("edge_shares", ["0.2", "0.35", "0.5", "0.75", "1"], "F swept [-]")
+flags.DEFINE_list("antenna_numbers", ["1", "2", "4", "8", "16"], "antennas swept")
+flags.DEFINE_list("slots", ["0.3", "0.4", "0.5", "0.6", "0.8", "1", "1.2"], "T swept [s]")
+flags.DEFINE_list("delay_weights", ["0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1", "3"],
                   "weights swept, of a trade-off curve [J/s]")  # fmt: skip
 flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's csv")
 

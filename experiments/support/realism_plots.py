@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from meco_jax.figures import OPEN, STYLE, Rows, scheme_styles, seed_band
 from support.plots import down_to_zero
@@ -22,17 +22,18 @@ PLAIN = {"color": "#CC79A7", "marker": "P", "linestyle": "-."}
 MISSES: dict[str, tuple[str, dict[str, Any]]] = {  # of a decision by plain P1: label, style
     "missed_slot": ("no powers and times keep the slot, C1",
                     {"color": "#0072B2", "marker": "^", "linestyle": "--"}),
-    "missed_edge": ("beyond the edge's cycles, C6",
-                    {"color": "#E69F00", "marker": "s", "linestyle": ":"}),
     "late": ("late with the powers and times it planned",
              {"color": "#000000", "marker": "x", "linestyle": "-"}),
+    "missed_edge": ("beyond the edge's cycles, C6",
+                    {"color": "#E69F00", "marker": "s", "linestyle": ":", "markersize": 7} | OPEN),
 }  # fmt: skip
 ACCESS: dict[str, tuple[str, dict[str, Any]]] = {
     "tdma": ("optimum, TDMA", {"color": "#009E73", "marker": "D", "linestyle": "--"}),
     "fdma": ("optimum, FDMA", {"color": "#56B4E9", "marker": "<", "linestyle": "-"}),
 }
+LABELS = {"optimal": "optimum, certified", "bcos": "BCOS, the shipped policy"}
 SWEEPS = {  # label of the x axis
-    "edge": "cycles of the edge F, of those of all tasks [%]",
+    "edge": "edge's cycles F, of all tasks' [%]",
     "antennas": "antennas of the station [-]",
     "access": "slot length T [s]",
     "delay": "mean delay per task [ms]",
@@ -48,7 +49,7 @@ def steps_figure(rows: Rows) -> Figure:
     """
     pieces = list(dict.fromkeys(row["piece"] for row in rows))
     devices = sorted({row["num_devices"] for row in rows})
-    styles = scheme_styles([row["scheme"] for row in rows])
+    styles = _styles(rows)
     styles["plain"] = "decided by plain P1, paid in the real system", PLAIN
     extra = [100 * row["gap_mean"] for row in rows if row["scheme"] in ("bcos", "plain")]
     places = np.arange(len(pieces))
@@ -104,7 +105,9 @@ def sweeps_figure(rows: Rows) -> Figure:
                 own = [r for r in rows if (r["num_devices"], r["sweep"]) == (size, name)]
                 draw.get(name, _costs)(axes, own)
                 axes.set_title(f"K = {size:g}")
-                axes.yaxis.set_minor_formatter(NullFormatter())
+                if axes.get_yscale() == "log":
+                    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                    axes.yaxis.set_minor_formatter(NullFormatter())
                 axes.yaxis.set_major_formatter("{x:g}")
                 axes.set_ylabel("mean energy [J]" if name == "delay" else "mean cost [J]")
         for name, axes in zip(names, grid[-1]):
@@ -113,7 +116,7 @@ def sweeps_figure(rows: Rows) -> Figure:
                 numbers = sorted({row["value"] for row in rows if row["sweep"] == name})
                 axes.set(xscale="log")
                 axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
-                axes.xaxis.set_minor_formatter(NullFormatter())
+                axes.xaxis.minorticks_off()
         _legend(figure, grid[0], rows)
     return figure
 
@@ -123,7 +126,7 @@ def _costs(axes: Axes, rows: Rows) -> None:
     values = sorted({row["value"] for row in rows})
     x = 100 * np.array(values) if rows[0]["sweep"] == "edge" else np.array(values)
     axes.set(yscale="log")
-    for scheme, (label, style) in scheme_styles([row["scheme"] for row in rows]).items():
+    for scheme, (label, style) in _styles(rows).items():
         table = _table(rows, scheme, "cost_j", "value", values)
         _along(axes, x, table, label=label, **style)
 
@@ -142,8 +145,7 @@ def _access(axes: Axes, rows: Rows) -> None:
 def _trade_off(axes: Axes, rows: Rows) -> None:
     """Draw the energy of the optimum and of BCOS against the delay, weight by weight."""
     values = sorted({row["value"] for row in rows})
-    axes.set(yscale="log")
-    styles = scheme_styles([row["scheme"] for row in rows if row["scheme"] != "mcos"])
+    styles = _styles([row for row in rows if row["scheme"] != "mcos"])
     for scheme, (label, style) in styles.items():
         delay, energy = (_table(rows, scheme, column, "value", values)
                          for column in ("delay_s", "energy_j"))  # fmt: skip
@@ -152,8 +154,15 @@ def _trade_off(axes: Axes, rows: Rows) -> None:
         if scheme != "optimal":
             continue
         for place in dict.fromkeys((0, len(values) // 2, len(values) - 1)):
-            axes.annotate(f"{values[place]:g} J/s", (x[place], y[place]), (5, 4),
+            axes.annotate(f"{values[place]:g} J/s", (x[place], y[place]), (6, 5),
                           textcoords="offset points", fontsize=7)  # fmt: skip
+    axes.margins(0.16)
+
+
+def _styles(rows: Rows) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return label and style by scheme."""
+    styles = scheme_styles([row["scheme"] for row in rows])
+    return {name: (LABELS.get(name, own[0]), own[1]) for name, own in styles.items()}
 
 
 def _table(rows: Rows, scheme: str, column: str, axis: str, points: Sequence[Any]) -> np.ndarray:
