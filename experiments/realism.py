@@ -63,7 +63,7 @@ flags.DEFINE_float("fixed_energy", 4e-4, "for receiving the result [J]", lower_b
 flags.DEFINE_float("delay_weight", 0.02, "worth of a task's delay [J/s]", lower_bound=0)
 flags.DEFINE_float("edge_share", 0.5, "F over the cycles of all tasks [-]", lower_bound=1e-6)
 flags.DEFINE_integer("antennas", 4, "of the station, combined", lower_bound=1)
-flags.DEFINE_list("edge_shares", ["0.2", "0.35", "0.5", "0.75", "1"], "F swept [-]")
+flags.DEFINE_list("edge_shares", ["0.2", "0.3", "0.4", "0.5", "0.6", "0.8", "1"], "F swept [-]")
 flags.DEFINE_list("antenna_numbers", ["1", "2", "4", "8", "16"], "antennas swept")
 flags.DEFINE_list("slots", ["0.3", "0.4", "0.5", "0.6", "0.8", "1", "1.2"], "T swept [s]")
 flags.DEFINE_list("delay_weights", ["0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1", "3"],
@@ -233,8 +233,8 @@ def compare(system: System, h: np.ndarray, schemes: list[str]) -> tuple[Rows, So
     """Solve channels by all schemes: a row each, and the optimum."""
     system, h = padded(system, h)
     optimum = on_host(solve(h, system, "optimal", tolerance=FLAGS.tolerance))
-    found = {name: on_host(solve(h, system, name)) for name in schemes if name != "optimal"}
-    found["optimal"] = optimum
+    methods: list[Any] = [name for name in schemes if name != "optimal"]
+    found = {name: on_host(solve(h, system, name)) for name in methods} | {"optimal": optimum}
     return [{"scheme": name} | measures(system, h, one, optimum)
             for name, one in found.items()], optimum  # fmt: skip
 
@@ -285,8 +285,8 @@ def measures(
     return {"feasible": mean(found.feasible)} | {n: mean(x[keep]) for n, x in means.items()}
 
 
-def mean(values: np.ndarray) -> float:
-    """Average, NaN over nothing."""
+def mean(values: Any) -> float:
+    """Average numbers ``[N]``, NaN over nothing."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 

@@ -128,7 +128,7 @@ class System(struct.PyTreeNode):
             access: str = ...,
         ) -> None: ...
 
-        def replace(self, **fields: ArrayLike | None) -> System:
+        def replace(self, **fields: ArrayLike | str | None) -> System:
             """Return a system with some fields changed."""
             ...
 

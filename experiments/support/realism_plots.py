@@ -154,8 +154,10 @@ def _trade_off(axes: Axes, rows: Rows) -> None:
         if scheme != "optimal":
             continue
         for place in dict.fromkeys((0, len(values) // 2, len(values) - 1)):
+            last = x[place] == np.max(x)  # its text must not leave the panel
             axes.annotate(f"{values[place]:g} J/s", (x[place], y[place]), (6, 5),
-                          textcoords="offset points", fontsize=7)  # fmt: skip
+                          textcoords="offset points", fontsize=7,
+                          ha="right" if last else "left")  # fmt: skip
     axes.margins(0.16)
 
 

@@ -144,7 +144,7 @@ class GeneralPolicy(struct.PyTreeNode):
         grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
         free = uplink.usable & ~forced
         ranks = sets.rank(-jnp.where(free, scores, -jnp.inf))
-        candidates = prefixes_of(uplink, ranks, free, forced)
+        candidates: sets.Family = prefixes_of(uplink, ranks, free, forced)
         best, time, energy = cheapest(uplink, grid, candidates, exact=1)
         if effort:
             rows = flips(best, jnp.where(free, price_certainty(features), jnp.inf), effort)
