@@ -50,7 +50,7 @@ NEWTON_STEPS = 10  # for the price of a fixed set; 6 reach float32 save where ma
 LAST_STEPS = 6  # the same between two breakpoints, where no more powers cap
 GUESS_STEPS = 5  # from a price that is nearly right
 SHIFT_STEPS = 3  # more of each, where devices have costs of time of their own
-EDGE_STEPS = 24, 44  # halvings of the price of edge cycles, in float32 and float64
+EDGE_STEPS = 12, 24  # for the price of the edge's cycles, in float32 and float64
 
 
 @short_repr
@@ -311,10 +311,10 @@ class _Found(NamedTuple):
 def _relax_edge(uplink: Uplink, must: jax.Array, feasible: jax.Array) -> tuple[_Found, jax.Array]:
     """Solve the relaxed problem with C6 too, by a price nu on the edge's cycles.
 
-    The dual is concave in nu, and 1 less the cycles of the answer at nu, ``_relax_slot`` with
-    e - nu z in the place of e, is its slope: bisected. The problem is convex, so that between the
-    answers at both ends of the last interval, alike but for its width, lies one that takes all
-    cycles. THEORY.md, section 10.
+    The dual is concave in nu, and the cycles of the answer at nu, ``_relax_slot`` with e - nu z in
+    the place of e, less 1 are its slope. The next nu is where the tangents of both ends of the
+    interval meet, and every third one in its middle. The problem is convex, so that between
+    the answers at both ends lies one that takes all cycles. THEORY.md, section 10.
 
     Returns:
         The answer, and nu ``[]`` [J].
@@ -334,33 +334,44 @@ def _relax_edge(uplink: Uplink, must: jax.Array, feasible: jax.Array) -> tuple[_
     counts = uplink.usable & (share > 0) & (must < 1)
     highest = jnp.max(jnp.where(counts, worth / jnp.where(counts, share, 1.0), 0.0)) * 1.001
 
-    def halve(_: int, ends: tuple[Any, ...]) -> tuple[Any, ...]:
-        low, high, below, above = ends
-        middle = (low + high) / 2
-        found = at(middle)
-        enough = left(found) >= 0
-        pick = partial(jnp.where, enough)
+    def judged(price: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, _Found]:
+        """The price, the dual there, its slope, and the answer."""
+        found = at(price)
+        slope = -left(found)
+        return price, cost_spent(uplink, found.parts, found.time) + price * slope, slope, found
+
+    def meeting(low: tuple[Any, ...], high: tuple[Any, ...]) -> jax.Array:
+        """Where the tangents of both ends meet: the peak, once no kink is left between."""
+        fall = low[2] - high[2]
+        rise = (high[1] - low[1]) - high[2] * (high[0] - low[0])
+        price = low[0] + rise / jnp.where(fall > 0, fall, 1.0)
+        return jnp.clip(jnp.where(fall > 0, price, low[0]), low[0], high[0])
+
+    def narrow(step: int, ends: tuple[Any, ...]) -> tuple[Any, ...]:
+        low, high = ends
+        middle = jnp.where(step % 3 == 2, (low[0] + high[0]) / 2, meeting(low, high))
+        new = judged(middle)
+        enough = new[2] <= 0
+        keep = partial(jnp.where, enough)
         return (
-            pick(low, middle),
-            pick(middle, high),
-            jax.tree.map(lambda old, new: pick(old, new), below, found),
-            jax.tree.map(lambda old, new: pick(new, old), above, found),
+            jax.tree.map(keep, low, new),
+            jax.tree.map(lambda old, new: keep(new, old), high, new),
         )
 
-    nothing = jnp.zeros_like(highest)
-    first = at(nothing)
-    ends = nothing, highest, first, at(highest)
+    first = judged(jnp.zeros_like(highest))
     steps = EDGE_STEPS[uplink.load.dtype == jnp.float64]
-    _, price, below, above = jax.lax.fori_loop(0, steps, halve, ends)
-    room, excess_ = left(above), -left(below)
-    share_below = jnp.clip(room / jnp.where(room + excess_ > 0, room + excess_, 1.0), 0.0, 1.0)
+    low, high = jax.lax.fori_loop(0, steps, narrow, (first, judged(highest)))
+    price, share_below = meeting(low, high), -high[2] / jnp.maximum(low[2] - high[2], 1e-30)
+    below, above = low[3], high[3]
+    share_below = jnp.clip(share_below, 0.0, 1.0)
     between = above._replace(
         parts=above.parts + share_below * (below.parts - above.parts),
         time=above.time + share_below * (below.time - above.time),
         split=jnp.zeros_like(above.split),
+        log_mu=at(price).log_mu,
     )
-    enough = left(first) >= 0
-    found = jax.tree.map(partial(jnp.where, enough), first, between)
+    enough = first[2] <= 0
+    found = jax.tree.map(partial(jnp.where, enough), first[3], between)
     return found, jnp.where(enough, 0.0, price)
 
 
@@ -499,6 +510,11 @@ def finish(
         cost = energy + delay_cost
     if uplink.band_power is not None:  # from that in a share of the slot to that in one of the band
         power = jnp.minimum(power * (time / uplink.slot), uplink.band_power)
+        # At few nats the least share at full power is known less well than what it lets through.
+        fixed = 0.0 if uplink.fixed_time is None else jnp.sum(offload * uplink.fixed_time)
+        total = jnp.sum(time)
+        cut = jnp.minimum((uplink.slot - fixed) / jnp.where(total > 0, total, uplink.slot), 1.0)
+        time = time * jax.lax.stop_gradient(jnp.maximum(cut, 1 - 1e-5))
     return Solution(
         offload=jnp.where(feasible, offload, 0.0),
         power=jnp.where(feasible, power, 0.0),
