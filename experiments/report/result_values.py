@@ -211,29 +211,38 @@ def realism(rows: Rows) -> Values:
 
 
 def realism_sweeps(rows: Rows) -> Values:
-    """Compare accesses and numbers of antennas, and read the ends of the trade-off curve."""
-    best = [row for row in rows if row["scheme"] == "optimal"]
+    """Compare accesses and numbers of antennas, and read the ends of the trade-off curve.
+
+    Points at which a seed has no feasible channel do not count.
+    """
     values: Values = {}
-    for k in dict.fromkeys(int(row["num_devices"]) for row in best):
-        own = [row for row in best if row["num_devices"] == k]
-        antennas = by([r for r in own if r["sweep"] == "antennas"], "cost_j", "value")
-        ends = [[r for r in own if r["sweep"] == "delay" and r["value"] == end]
-                for end in (min(r["value"] for r in own if r["sweep"] == "delay"),
-                            max(r["value"] for r in own if r["sweep"] == "delay"))]  # fmt: skip
-        delay, energy = ([float(np.mean([r[c] for r in end])) for end in ends]
-                         for c in ("delay_s", "energy_j"))  # fmt: skip
+
+    def mean(column: str, **where: object) -> float:
+        where |= {"scheme": "optimal"}
+        return float(np.mean([r[column] for r in rows if where.items() <= r.items()]))
+
+    weights = [row["value"] for row in rows if row["sweep"] == "delay"]
+    for k in dict.fromkeys(int(row["num_devices"]) for row in rows):
+        one, two = (mean("cost_j", sweep="antennas", num_devices=k, value=m) for m in (1, 2))
+        first, last = (
+            {
+                c: mean(c, sweep="delay", num_devices=k, value=weight)
+                for c in ("delay_s", "energy_j")
+            }
+            for weight in (min(weights), max(weights))
+        )
         values |= {
-            f"second_antenna_{k}": 1 - antennas[2.0] / antennas[1.0],  # type: ignore[index]
-            f"delay_saved_{k}": 1 - delay[1] / delay[0],
-            f"energy_added_{k}": energy[1] / energy[0],
+            f"second_antenna_{k}": 1 - two / one,
+            f"delay_saved_{k}": 1 - last["delay_s"] / first["delay_s"],
+            f"energy_added_{k}": last["energy_j"] / first["energy_j"],
         }
-    access = [{name: by([r for r in best if (r["sweep"], r["num_devices"], r["value"], r["access"])
-                         == ("access", k, slot, name)], "cost_j", "scheme")["optimal"]
-               for name in ("tdma", "fdma")}
-              for k, slot in dict.fromkeys((r["num_devices"], r["value"]) for r in best
-                                           if r["sweep"] == "access")]  # fmt: skip
-    ratio = [one["fdma"] / one["tdma"] for one in access]
-    return values | {"fdma_least": min(ratio), "fdma_most": max(ratio)}
+    slots = {(r["num_devices"], r["value"]) for r in rows if r["sweep"] == "access"}
+    tdma, fdma = (
+        np.array([mean("cost_j", sweep="access", num_devices=k, value=slot, access=access)
+                  for k, slot in slots]) for access in ("tdma", "fdma")
+    )  # fmt: skip
+    return values | {"fdma_least": float(np.nanmin(fdma / tdma)),
+                     "fdma_most": float(np.nanmax(fdma / tdma))}  # fmt: skip
 
 
 VALUES: dict[str, Callable[[Rows], Values]] = {

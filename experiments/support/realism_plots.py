@@ -20,16 +20,16 @@ from support.plots import down_to_zero
 LEAST = 0.01  # extra costs below are drawn on a linear axis [%]
 PLAIN = {"color": "#CC79A7", "marker": "P", "linestyle": "-."}
 MISSES: dict[str, tuple[str, dict[str, Any]]] = {  # of a decision by plain P1: label, style
-    "missed_slot": ("no powers and times keep the slot, C1",
-                    {"color": "#0072B2", "marker": "^", "linestyle": "--"}),
     "late": ("late with the powers and times it planned",
              {"color": "#000000", "marker": "x", "linestyle": "-"}),
+    "missed_slot": ("no powers and times keep the slot, C1",
+                    {"color": "#0072B2", "marker": "^", "linestyle": "--"}),
     "missed_edge": ("beyond the edge's cycles, C6",
                     {"color": "#E69F00", "marker": "s", "linestyle": ":", "markersize": 7} | OPEN),
 }  # fmt: skip
 ACCESS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tdma": ("optimum, TDMA", {"color": "#009E73", "marker": "D", "linestyle": "--"}),
-    "fdma": ("optimum, FDMA", {"color": "#56B4E9", "marker": "<", "linestyle": "-"}),
+    "tdma": ("optimum, certified", {"color": "#009E73", "marker": "D", "linestyle": "--"}),
+    "fdma": ("the same with FDMA", {"color": "#56B4E9", "marker": "<", "linestyle": "-"}),
 }
 LABELS = {"optimal": "optimum, certified", "bcos": "BCOS, the shipped policy"}
 SWEEPS = {  # label of the x axis
@@ -78,7 +78,7 @@ def steps_figure(rows: Rows) -> Figure:
             share.set(xlim=(-4, 104))
         grid[0, 0].set_yticks(places, [p if p == pieces[0] else f"+ {p}" for p in pieces])
         grid[0, 0].set_ylim(len(pieces) - 0.5, -0.5)
-        grid[0, 1].set_title("cost over the optimum's")
+        grid[0, 1].set_title("cost over the optimum's, where the set fits")
         grid[0, 2].set_title("channels where plain P1's decision fails")
         grid[-1, 0].set_xlabel("mean cost: energy, and weighted delay [J]")
         grid[-1, 1].set_xlabel(f"mean gap [%]\n(linear below {LEAST:g})")
@@ -99,7 +99,7 @@ def sweeps_figure(rows: Rows) -> Figure:
     draw: dict[str, Callable[[Axes, Rows], None]] = {"access": _access, "delay": _trade_off}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.4 + 2.5 * len(names), 0.9 + 2.3 * len(devices)))
-        grid = figure.subplots(len(devices), len(names), sharex="col", squeeze=False)
+        grid = figure.subplots(len(devices), len(names), squeeze=False)
         for size, line in zip(devices, grid):
             for name, axes in zip(names, line):
                 own = [r for r in rows if (r["num_devices"], r["sweep"]) == (size, name)]
@@ -112,11 +112,6 @@ def sweeps_figure(rows: Rows) -> Figure:
                 axes.set_ylabel("mean energy [J]" if name == "delay" else "mean cost [J]")
         for name, axes in zip(names, grid[-1]):
             axes.set_xlabel(SWEEPS[name])
-            if name == "antennas":
-                numbers = sorted({row["value"] for row in rows if row["sweep"] == name})
-                axes.set(xscale="log")
-                axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
-                axes.xaxis.minorticks_off()
         _legend(figure, grid[0], rows)
     return figure
 
@@ -126,6 +121,10 @@ def _costs(axes: Axes, rows: Rows) -> None:
     values = sorted({row["value"] for row in rows})
     x = 100 * np.array(values) if rows[0]["sweep"] == "edge" else np.array(values)
     axes.set(yscale="log")
+    if rows[0]["sweep"] == "antennas":
+        axes.set(xscale="log")
+        axes.set_xticks(values, [f"{number:g}" for number in values])
+        axes.xaxis.minorticks_off()
     for scheme, (label, style) in _styles(rows).items():
         table = _table(rows, scheme, "cost_j", "value", values)
         _along(axes, x, table, label=label, **style)
