@@ -206,6 +206,7 @@ def realism(rows: Rows) -> Values:
     late = by(plain, "late", "piece")
     return values | {
         "all_beyond_the_edge": min(beyond[p] for p in ("finite edge", "frequency scaling")) > 0.99,
+        "what_fits_is_optimal": max(by(plain, "gap_mean", "piece").values()) < 1e-4,
         "radios_make_late": late["radios"] > 0.95 and late["places in a cell"] < 0.01,
     }
 
