@@ -15,7 +15,15 @@ import numpy as np
 from meco_jax.runtime.atomic import write_atomically
 from support.common import stop
 
-WORDS = ("scheme", "method", "family", "script", "quantity")  # columns that are no numbers
+WORDS = (
+    "scheme",
+    "method",
+    "family",
+    "script",
+    "quantity",
+    "what",
+    "unit",
+)  # columns that are no numbers
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
