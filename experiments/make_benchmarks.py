@@ -123,7 +123,8 @@ def make(name: str) -> tuple[dict[str, np.ndarray], int]:
         own = {n: np.broadcast_to(getattr(system, n), h.shape) for n in each}
         system = system.replace(**own)
         row = prove(h, system)
-        rows += [vars(system) | {"h": h} | row] if row else []
+        fields = sy.leaves(system) if isinstance(system, System) else vars(system)
+        rows += [fields | {"h": h} | row] if row else []
         seed += 1
     arrays = {key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0]}
     return arrays | {"problem": np.asarray(name.split("-")[0])}, seed - len(rows)

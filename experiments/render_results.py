@@ -44,7 +44,10 @@ PART = re.compile(r"(<!-- rendered from (\S+) -->\n).*?(?=<!-- end -->)", re.DOT
 PLACE = re.compile(r"(\s*)\{\{ (\w+):([^|}]+)(?:\|(\S+))? \}\}")
 COMPARE = {"=": operator.eq, ">=": operator.ge, "<=": operator.le}
 REDUCE: dict[str, Any] = {"mean": np.mean, "least": np.min, "most": np.max}
-LANE = "num_devices", "slot", "scheme", "multiplier_step", "margin"  # rows differ by seed alone
+LANE = (  # rows differ by seed alone
+    "num_devices", "slot", "scheme", "multiplier_step", "margin", "piece", "sweep", "access",
+    "value",
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:

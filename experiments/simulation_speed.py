@@ -78,7 +78,7 @@ def fixed_set(system: System, h: jax.Array) -> Solution:
 def numpy_loop(system: System, decide: Callable[..., Any]) -> float:
     """Play the slots of all cells, a NumPy operation for all devices at a time."""
     rng = np.random.default_rng(0)
-    fields = {name: np.asarray(value, np.float32) for name, value in vars(system).items()}
+    fields = {name: np.asarray(value, np.float32) for name, value in sy.leaves(system).items()}
     local = fields["chip"] * fields["cpu_hz"] ** 2 * fields["cycles_per_bit"] * fields["task_bits"]
     busy = fields["cycles_per_bit"] * fields["task_bits"] / fields["cpu_hz"]
     total = 0.0

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from meco_jax import system as sy
-from meco_jax.runtime.arguments import RANKS, batch_shape, check_batch, check_call
+from meco_jax.runtime.arguments import batch_shape, check_batch, check_call, core_leaves
 from meco_jax.runtime.checks import as_floats, real, refuse
 from meco_jax.runtime.memory import once_per_system
 from meco_jax.runtime.settings import moves_data
@@ -91,12 +91,13 @@ def map_checked(
     missing = -num_devices % DEVICE_MULTIPLE
     system = sy.pad_devices(system, num_devices + missing)
     arrays = tuple(jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) for x in arrays)
-    leaves = {name: jnp.asarray(getattr(system, name)) for name in RANKS}
-    own = {n: _flat(x, RANKS[n], batch) for n, x in leaves.items() if x.ndim > RANKS[n]}
+    leaves = core_leaves(system, jnp.asarray)
+    own = {n: _flat(x, rank, batch) for n, (x, rank) in leaves.items() if x.ndim > rank}
+    shared = {n: x for n, (x, _) in leaves.items()}
     rows = (own, tuple(_flat(array, 1, batch) for array in arrays))
 
     def one(row: tuple[dict[str, jax.Array], tuple[jax.Array, ...]]) -> Solution:
-        return function(System(**(leaves | row[0])), *row[1])
+        return function(System(**(shared | row[0]), access=system.access), *row[1])
 
     chunk = max(1, CHUNK_BYTES // (4 * (2**14 + 300 * num_devices + 3 * num_devices**2)))
     if math.prod(batch) > chunk:
@@ -127,11 +128,15 @@ def checked_solutions(function: Callable[..., Solution], name: str) -> Callable[
 
     def checked(system: System, h: jax.Array, *arrays: jax.Array) -> Solution:
         solution = _one_solution(name, function(system, h, *arrays), h)
+        answer = system, h, solution.offload, solution.power, solution.time
         if solution.energy_per_device is None:  # of a scheme that is not ours
-            energies = sy.realised_energies(system, h, solution.offload, solution.power)
+            energies = sy.realised_energies(*answer)
             has_task = system.active & (system.task_bits > 0)
             energies = jnp.where(solution.feasible | ~has_task, energies, jnp.inf)
             solution = solution.replace(energy_per_device=energies)
+        if solution.delay_cost is None and system.delay_weight is not None:
+            delay = jnp.sum(sy.realised_delays(*answer))
+            solution = solution.replace(delay_cost=jnp.where(solution.feasible, delay, jnp.inf))
         return invalidate(solution, sy.is_valid(system, h), system.active)
 
     return checked
@@ -143,7 +148,7 @@ def _one_solution(name: str, found: Any, h: jax.Array) -> Solution:
         raise refuse(name, "a function that returns a meco_jax.Solution", found)
     fields = {}
     for field, value in vars(found).items():
-        if field == "energy_per_device" and value is None:
+        if field in ("energy_per_device", "delay_cost") and value is None:
             continue
         per_device = field in ("offload", "power", "time", "energy_per_device")
         rule, shape = ("[K]", h.shape) if per_device else ("[]", ())
@@ -164,6 +169,7 @@ def _one_solution(name: str, found: Any, h: jax.Array) -> Solution:
 
 def invalidate(solution: Solution, valid: jax.Array, active: jax.Array) -> Solution:
     """Keep a channel's solution where its input is valid: else NaN energy, and nothing sent."""
+    delay = solution.delay_cost
     return Solution(
         offload=jnp.where(valid, solution.offload, 0.0),
         power=jnp.where(valid, solution.power, 0.0),
@@ -172,6 +178,7 @@ def invalidate(solution: Solution, valid: jax.Array, active: jax.Array) -> Solut
         lower_bound=jnp.where(valid, solution.lower_bound, jnp.nan),
         feasible=solution.feasible & valid,
         energy_per_device=jnp.where(valid | ~active, solution.energy_per_device, jnp.nan),
+        delay_cost=None if delay is None else jnp.where(valid, delay, jnp.nan),
     )
 
 
@@ -192,13 +199,15 @@ class HostBatch:
             tail = leaf.shape[max(leaf.ndim - rank, 0) :]
             return np.broadcast_to(leaf, (self.batch or (1,)) + tail)  # a view
 
-        self._gains = spread(h, 1)
-        self._fields = {n: spread(getattr(system, n), rank) for n, rank in RANKS.items()}
+        self._gains, self._access = spread(h, 1), system.access
+        fields = core_leaves(system, np.asarray)
+        self._fields = {name: spread(*field) for name, field in fields.items()}
 
     def take(self, places: np.ndarray) -> tuple[np.ndarray, System]:
         """Take channels, or one, by their places in the flattened batch."""
         index = np.unravel_index(places, self.batch or (1,))
-        return self._gains[index], System(**{n: leaf[index] for n, leaf in self._fields.items()})
+        fields = {name: leaf[index] for name, leaf in self._fields.items()}
+        return self._gains[index], System(**fields, access=self._access)
 
     def run(self, program: Program, places: np.ndarray, sizes: tuple[int, ...]) -> Solution:
         """Solve channels block by block: a ``Solution`` of writable NumPy arrays.
@@ -256,7 +265,7 @@ def _padded_on_host(system: System, missing: int) -> System:
     """Take a system ``[K]`` to the host, and append devices."""
     number = system.num_devices
     system = jax.tree.map(np.asarray, system)  # JAX's arrays cannot be written here either
-    shapes = {name: getattr(system, name).shape for name in sy.PER_DEVICE}
+    shapes = {name: getattr(system, name).shape for name in sy.per_device(system)}
     if missing or any(shape != (number,) for shape in shapes.values()):
         system = system.replace(**{n: _pad(getattr(system, n), number, missing) for n in shapes})
     return system

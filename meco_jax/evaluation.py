@@ -32,10 +32,10 @@ NAMES = (
 class Outcome(NamedTuple):
     """What one scheme does on the test channels of every lane, ``[L, N]`` each."""
 
-    energy: jax.Array  # realised weighted energy, infinite where infeasible [J]
+    energy: jax.Array  # realised weighted energy, and delay, infinite where infeasible [J]
     lower_bound: jax.Array  # the Lagrangian one of P1, the same for all schemes [J]
-    feasible: jax.Array  # bool: C1-C5 hold
-    sending_time: jax.Array  # sum of the realised offloading times t' [s]
+    feasible: jax.Array  # bool: C1-C6 hold
+    sending_time: jax.Array  # when all is sent: sum of the realised offloading times t' [s]
     offloaded: jax.Array  # share of the tasks that is sent [-]
 
 
@@ -104,12 +104,12 @@ def _evaluate(arrays: Any, num_channels: int, size: int) -> tuple[jax.Array, dic
 
 
 def _outcome(system: System, h: jax.Array, solution: Solution, bound: jax.Array) -> Outcome:
-    used = sy.transmit_time(system, h, solution.offload, solution.power)
+    used = sy.transmit_time(system, h, solution.offload, solution.power, solution.time)
     return Outcome(
-        energy=solution.energy,
+        energy=solution.cost,
         lower_bound=bound,
         feasible=solution.feasible,
-        sending_time=jnp.sum(used),
+        sending_time=sy.last_arrival(system, solution.offload, used),
         offloaded=jnp.sum(solution.offload) / jnp.sum(system.active),
     )
 

@@ -17,11 +17,18 @@ class Solution(struct.PyTreeNode):
     power: jax.Array  # [..., K] p [W]
     time: jax.Array  # [..., K] t [s]
     energy: jax.Array  # [...] realised weighted energy, infinite where infeasible [J]
-    lower_bound: jax.Array  # [...] nothing feasible spends less; infinite where nothing is [J]
-    feasible: jax.Array  # [...] bool: C1-C5 hold
+    lower_bound: jax.Array  # [...] nothing feasible costs less; infinite where nothing is [J]
+    feasible: jax.Array  # [...] bool: C1-C6 hold
     # [..., K] what each device adds to ``energy``: 0 for padding, infinite for all that have a
     # task where the energy is; ``solve`` fills it in for schemes that leave it out [J]
     energy_per_device: jax.Array = None  # type: ignore[assignment]
+    # [...] what delays add to the objective, sum gamma delay, None without ``delay_weight`` [J]
+    delay_cost: jax.Array | None = None
+
+    @property
+    def cost(self) -> jax.Array:
+        """The objective, ``[...]``: the energy and weighted delays; what is bounded [J]."""
+        return self.energy if self.delay_cost is None else self.energy + self.delay_cost
 
     def as_dict(self) -> dict[str, np.ndarray]:
         """Return plain NumPy arrays by field name, for ``np.savez`` or ``scipy.io.savemat``."""

@@ -90,7 +90,8 @@ def solve(
             nothing is proven before; ``lower_bound`` says what is proven by then.
 
     Returns:
-        A ``Solution``. A channel whose forced devices do not fit into the slot is infeasible:
+        A ``Solution``. A channel whose forced devices do not fit, into the slot or into the
+        edge's cycles, is infeasible:
         ``feasible`` False, ``energy`` and ``lower_bound`` infinite, powers and times 0.
 
     Raises:
@@ -126,7 +127,7 @@ def solve(
     program = _program(own, method, enumeration.STAGES[0], effort)
     if not batch:
         found = run_one(program, h, system, multiple)
-        if method != "optimal" or not found.energy - found.lower_bound > tolerance * found.energy:
+        if method != "optimal" or not found.cost - found.lower_bound > tolerance * found.cost:
             return found
     rows = HostBatch(h, system, multiple)
     found = rows.run(program, np.arange(rows.number), batching.BATCH_SIZES)
@@ -308,7 +309,7 @@ def _escalate(rows: HostBatch, best: Solution, tolerance: float, max_nodes: int)
 
     def still_open() -> np.ndarray:
         with np.errstate(invalid="ignore"):  # inf - inf where nothing is feasible
-            return np.flatnonzero(best.energy - best.lower_bound > tolerance * best.energy)
+            return np.flatnonzero(best.cost - best.lower_bound > tolerance * best.cost)
 
     def put(places: np.ndarray, solutions: Solution) -> None:
         for old, new in zip(jax.tree.leaves(best), jax.tree.leaves(solutions)):
@@ -321,13 +322,13 @@ def _escalate(rows: HostBatch, best: Solution, tolerance: float, max_nodes: int)
     for place in still_open():
         gains, one = rows.take(place)
         known = jax.tree.map(lambda x, i=place: x[i], best)
-        energy, kind = float(known.energy), known.energy.dtype.type
-        decision, bound = search.search(one, gains, energy, tolerance / 2, max_nodes)
+        cost, kind = float(known.cost), known.energy.dtype.type
+        decision, bound = search.search(one, gains, cost, tolerance / 2, max_nodes)
         if decision is not None:
             known = search.solution_on_host(one, gains, decision)
         rounded = kind(bound)
         rounded = np.nextafter(rounded, kind(0)) if rounded > bound else rounded
-        known = known.replace(lower_bound=np.clip(rounded, best.lower_bound[place], known.energy))
+        known = known.replace(lower_bound=np.clip(rounded, best.lower_bound[place], known.cost))
         put(np.array([place]), known)
 
 

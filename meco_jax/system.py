@@ -20,10 +20,15 @@ a_k, p_k, t_k         offload, power, time    decision [-], power [W], slot shar
 r_k                   ``rate``                uplink rate [bit/s], (3)
 t'_k                  ``transmit_time``       realised offloading time [s], (4)
 m_k^+                 ``required_ratio``      part of the task the CPU cannot finish in T [-]
+p_c (ours)            ``circuit_power``       drawn while sending [W]
+d_k (ours)            ``fixed_time``          of the slot, per sent task [s]
+q_k (ours)            ``fixed_energy``        per sent task [J]
+gamma_k (ours)        ``delay_weight``        weight of a task's own delay [J/s]
+F (ours)              ``edge_cycles``         cycles that the edge has in a slot [-]
 ====================  ======================  ==============================================
 
 Formulas are written for one channel, ``h: [K]``; batches go through ``jax.vmap``. The model and
-P1 are written out in THEORY.md, sections 2 and 3.
+P1 are written out in THEORY.md, sections 2 and 3; what is ours, not the paper's, in section 10.
 """
 
 from __future__ import annotations
@@ -52,7 +57,15 @@ from meco_jax.runtime.memory import once_per_system
 from meco_jax.units import from_dbm
 
 PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")
-"""The fields of ``System`` with one entry per device; the others are scalars."""
+"""The fields of ``System`` with one entry per device."""
+
+FLEXIBLE = ("noise_power", "max_power", "mean_gain", "chip")
+"""The fields that are one number, or have one entry per device; see ``core_rank``."""
+
+ADDED_PER_DEVICE = ("circuit_power", "fixed_time", "fixed_energy", "delay_weight")
+"""The per-device fields beyond the paper's: None, or as those of ``PER_DEVICE``."""
+
+ACCESS = ("tdma", "fdma")
 
 Lists = Sequence[float] | Sequence[Sequence[float]]
 ArrayLike = jax.Array | np.ndarray | np.number | np.bool_ | Lists | float
@@ -66,7 +79,10 @@ class System(struct.PyTreeNode):
     """Hold the physics of P1, (6): a pytree whose leaves can be traced, swept and batched.
 
     Any field may carry leading batch axes. All fields after the first three have the
-    values of the paper's Table 1.
+    values of the paper's Table 1; those after ``log_base`` are beyond the paper, and None leaves
+    them out. A field that may be one number or one per device has its devices on the last axis,
+    of K entries, or of 1 for a number, as ``[N, 1]`` for N systems; with no more axes than the
+    tasks ``[N, K]`` have before K, so ``[N]``, it is one number per system.
     """
 
     task_bits: Leaf  # [K] B_k [bit]
@@ -76,11 +92,17 @@ class System(struct.PyTreeNode):
     active: Leaf = True  # [K] True: a real device, False: padding
     slot: Leaf = 0.5  # T [s]
     bandwidth: Leaf = 1e7  # W [Hz]
-    noise_power: Leaf = 1e-9  # N0 [W]
-    max_power: Leaf = from_dbm(23)  # p_max [W]
-    mean_gain: Leaf = 1e-6  # E[h^2] [-]
-    chip: Leaf = 1e-28  # eps [J s^2]
+    noise_power: Leaf = 1e-9  # N0, and known interference; one or [K] [W]
+    max_power: Leaf = from_dbm(23)  # p_max, one or [K] [W]
+    mean_gain: Leaf = 1e-6  # E[h^2], one or [K] [-]
+    chip: Leaf = 1e-28  # eps, one or [K] [J s^2]
     log_base: Leaf = 2.0  # base of the logarithm in (3): 2 counts bits
+    circuit_power: Leaf = None  # [K] p_c drawn while sending [W]
+    fixed_time: Leaf = None  # [K] d: of the slot per sent task, beside its sending time [s]
+    fixed_energy: Leaf = None  # [K] q per sent task, beside its sending energy [J]
+    delay_weight: Leaf = None  # [K] gamma of a task's own delay in the objective [J/s]
+    edge_cycles: Leaf = None  # F: cycles of the edge per slot, C6
+    access: str = struct.field(pytree_node=False, default="tdma")  # or "fdma"
 
     if TYPE_CHECKING:  # so that type checkers refuse what is no number
 
@@ -98,9 +120,15 @@ class System(struct.PyTreeNode):
             mean_gain: ArrayLike = ...,
             chip: ArrayLike = ...,
             log_base: ArrayLike = ...,
+            circuit_power: ArrayLike | None = ...,
+            fixed_time: ArrayLike | None = ...,
+            fixed_energy: ArrayLike | None = ...,
+            delay_weight: ArrayLike | None = ...,
+            edge_cycles: ArrayLike | None = ...,
+            access: str = ...,
         ) -> None: ...
 
-        def replace(self, **fields: ArrayLike) -> System:
+        def replace(self, **fields: ArrayLike | str | None) -> System:
             """Return a system with some fields changed."""
             ...
 
@@ -111,6 +139,30 @@ class System(struct.PyTreeNode):
         if not shape:
             raise ValueError("system.task_bits must have one entry per device; got one number")
         return shape[-1]
+
+
+def leaves(system: System) -> dict[str, Leaf]:
+    """Name the fields that are numbers and not left out."""
+    named = {name: getattr(system, name) for name in (*RANGES, "active")}
+    return {name: leaf for name, leaf in named.items() if leaf is not None}
+
+
+def core_rank(system: System, name: str) -> int:
+    """Tell how many of a field's last axes belong to one system: 1 if it is per device, or 0.
+
+    See ``System``. So it is 1 for a number that is given as ``[..., 1]``.
+    """
+    if name not in FLEXIBLE:
+        return int(name in (*PER_DEVICE, *ADDED_PER_DEVICE))
+    tasks = max(np.ndim(getattr(system, field)) for field in PER_DEVICE)
+    return int(np.ndim(getattr(system, name)) > max(tasks - 1, 0))
+
+
+def is_number(system: System, name: str) -> bool:
+    """Tell whether a field that might be per device is one number given as ``[..., 1]``."""
+    last = np.shape(getattr(system, name))[-1:]
+    may_be = name in (*FLEXIBLE, *ADDED_PER_DEVICE)
+    return may_be and core_rank(system, name) == 1 and last == (1,) != (system.num_devices,)
 
 
 def pad_devices(system: System, num_devices: int) -> System:
@@ -131,13 +183,22 @@ def pad_devices(system: System, num_devices: int) -> System:
         leaf = jnp.broadcast_to(leaf, (*leaf.shape[:-1], own))
         return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, missing)])
 
-    return system.replace(**{name: pad(getattr(system, name)) for name in PER_DEVICE})
+    return system.replace(**{name: pad(getattr(system, name)) for name in per_device(system)})
+
+
+def per_device(system: System) -> tuple[str, ...]:
+    """Name the fields that have an entry per device, or one for all that might be padded."""
+    names = [name for name in leaves(system) if core_rank(system, name)]
+    return tuple(name for name in names if not is_number(system, name))
 
 
 def power_gain(system: System, h: jax.Array, xp: ModuleType = jnp) -> jax.Array:
     """Gain over noise g = h^2 / N0 [1/W], ``[K]``."""
+    noise = system.noise_power
+    if np.ndim(noise):  # padding may hold anything
+        noise = xp.where(system.active, noise, 1.0)
     # (h / sqrt N0)^2 and not h^2 / N0: the square of a small gain underflows float32.
-    return xp.square(h / xp.sqrt(system.noise_power))
+    return xp.square(h / xp.sqrt(noise))
 
 
 def nat_rate(system: System, xp: ModuleType = jnp) -> jax.Array:
@@ -145,26 +206,66 @@ def nat_rate(system: System, xp: ModuleType = jnp) -> jax.Array:
     return system.bandwidth / xp.log(system.log_base)
 
 
-def rate(system: System, h: jax.Array, power: jax.Array) -> jax.Array:
-    """Uplink rate r = W log(1 + p h^2 / N0), (3).
+def rate(
+    system: System, h: jax.Array, power: jax.Array, time: jax.Array | None = None
+) -> jax.Array:
+    """Uplink rate r = W log(1 + p h^2 / N0), (3); with FDMA that of the share t / T of the band.
+
+    The noise is in proportion to the band: r = (t / T) W log(1 + p (T / t) h^2 / N0).
 
     Args:
         system: the physics.
         h: amplitude gains ``[K]`` [-].
         power: transmit powers ``[K]`` [W].
+        time: slot times ``[K]`` [s], which FDMA alone asks for.
 
     Returns:
         Rates ``[K]`` [bit/s].
     """
-    return nat_rate(system) * jnp.log1p(power * power_gain(system, h))
+    if system.access == "tdma":
+        return nat_rate(system) * jnp.log1p(power * power_gain(system, h))
+    if time is None:
+        raise ValueError("time must be given where system.access is 'fdma'; got None")
+    share = jnp.where(time > 0, time, 1.0) / system.slot
+    whole = nat_rate(system) * share * jnp.log1p(power / share * power_gain(system, h))
+    return jnp.where(time > 0, whole, 0.0)
 
 
-def local_time(system: System) -> jax.Array:
+def allowed_time(system: System, time: jax.Array) -> jax.Array:
+    """Time by which what is sent must be through, C5: t, or with FDMA all of the slot, [s]."""
+    return time if system.access == "tdma" else jnp.broadcast_to(system.slot, time.shape)
+
+
+def slot_left(system: System, offload: jax.Array, time: jax.Array) -> jax.Array:
+    """What times and fixed times leave of the slot, T - sum (t + a d), C1: ``[]`` [s]."""
+    return system.slot - jnp.sum(_slot_used(system, offload, time))
+
+
+def _slot_used(system: System, offload: jax.Array, time: jax.Array) -> jax.Array:
+    if system.fixed_time is None:
+        return time
+    return time + _if_sent(system, offload, system.fixed_time)
+
+
+def edge_left(system: System, offload: jax.Array) -> jax.Array:
+    """Part of the edge's cycles that is left, 1 - sum a B C / F, C6: ``[]`` [-]."""
+    if system.edge_cycles is None:
+        return jnp.ones(())
+    cycles = system.task_bits * system.cycles_per_bit / system.edge_cycles
+    return 1 - jnp.sum(_if_sent(system, offload, cycles))
+
+
+def _if_sent(system: System, offload: jax.Array, whole: jax.Array) -> jax.Array:
+    """What the sent parts of tasks take of something that a whole task takes: ``[K]``."""
+    return jnp.where(system.active & (system.task_bits > 0), offload * whole, 0.0)
+
+
+def local_time(system: System, xp: ModuleType = jnp) -> jax.Array:
     """Time to compute a whole task locally, C B / f, (1) with a = 0: ``[K]`` [s]."""
     cycles = system.cycles_per_bit * system.task_bits
     never = (cycles > 0) & (system.cpu_hz == 0)
-    hz = jnp.where((cycles > 0) & jnp.logical_not(never), system.cpu_hz, 1.0)
-    return jnp.where(never, jnp.inf, cycles / hz)
+    hz = xp.where((cycles > 0) & xp.logical_not(never), system.cpu_hz, 1.0)
+    return xp.where(never, xp.inf, cycles / hz)  # type: ignore[no-any-return]
 
 
 def local_energy(system: System) -> jax.Array:
@@ -191,7 +292,13 @@ def forced(system: System) -> jax.Array:
     return system.active & (local_time(system) > system.slot)
 
 
-def transmit_time(system: System, h: jax.Array, offload: jax.Array, power: jax.Array) -> jax.Array:
+def transmit_time(
+    system: System,
+    h: jax.Array,
+    offload: jax.Array,
+    power: jax.Array,
+    time: jax.Array | None = None,
+) -> jax.Array:
     """Realised offloading time t' = a B / r, (4); infinite where a task is sent at rate 0.
 
     Args:
@@ -199,49 +306,131 @@ def transmit_time(system: System, h: jax.Array, offload: jax.Array, power: jax.A
         h: amplitude gains ``[K]`` [-].
         offload: offloaded part of each task ``[K]`` [-].
         power: transmit powers ``[K]`` [W].
+        time: as in ``rate``.
 
     Returns:
         Times ``[K]`` [s]; 0 for padding and for tasks that stay.
     """
     bits = jnp.where(system.active, offload * system.task_bits, 0.0)
-    bits_per_second = rate(system, h, power)
+    bits_per_second = rate(system, h, power, time)
     heard = bits_per_second > 0  # not bits > 0: time grows with a from a = 0 on
     time = bits / jnp.where(heard, bits_per_second, 1.0)
     return jnp.where(heard, time, jnp.where(bits > 0, jnp.inf, 0.0))
 
 
 def realised_energy(
-    system: System, h: jax.Array, offload: jax.Array, power: jax.Array
+    system: System,
+    h: jax.Array,
+    offload: jax.Array,
+    power: jax.Array,
+    time: jax.Array | None = None,
 ) -> jax.Array:
     """Weighted energy that is really spent, sum beta [p t' + (1 - a) eps B C f^2], (2) + (5).
 
     See ``realised_energies``. Returns ``[]`` [J].
     """
-    return jnp.sum(realised_energies(system, h, offload, power), axis=-1)
+    return jnp.sum(realised_energies(system, h, offload, power, time), axis=-1)
 
 
 def realised_energies(
-    system: System, h: jax.Array, offload: jax.Array, power: jax.Array
+    system: System,
+    h: jax.Array,
+    offload: jax.Array,
+    power: jax.Array,
+    time: jax.Array | None = None,
 ) -> jax.Array:
     """Weighted energy that each device really spends, beta [p t' + (1 - a) eps B C f^2].
 
     P1's objective (6) charges p_k t_k; a device stops sending when its task is through,
-    so figures and solutions charge p_k t'_k.
+    so figures and solutions charge p_k t'_k. Circuits draw p_c for t' as well, and a sent task
+    takes its fixed energy.
 
     Args:
         system: the physics.
         h: amplitude gains ``[K]`` [-].
         offload: offloaded part of each task ``[K]`` [-].
         power: transmit powers ``[K]`` [W].
+        time: as in ``rate``.
 
     Returns:
         Energies ``[K]`` [J], 0 for padding.
     """
-    time = transmit_time(system, h, offload, power)
+    time = transmit_time(system, h, offload, power, time)
     never = jnp.isinf(time)  # a task sent without power or gain; 0 * inf would be NaN
-    sent = jnp.where(never, jnp.inf, system.weight * power * jnp.where(never, 0.0, time))
+    finite = jnp.where(never, 0.0, time)
+    sent = jnp.where(never, jnp.inf, system.weight * power * finite)
     kept = jnp.where(system.active, (1 - offload) * local_energy(system), 0.0)
-    return sent + kept
+    return _with_added_energies(system, sent + kept, offload, finite)
+
+
+def realised_delays(
+    system: System,
+    h: jax.Array,
+    offload: jax.Array,
+    power: jax.Array,
+    time: jax.Array | None = None,
+) -> jax.Array:
+    """Weighted delay of each device, gamma [t' + a d + (1 - a) C B / f], see ``delay_weight``.
+
+    Args:
+        system: the physics.
+        h: amplitude gains ``[K]`` [-].
+        offload: offloaded part of each task ``[K]`` [-].
+        power: transmit powers ``[K]`` [W].
+        time: as in ``rate``.
+
+    Returns:
+        What the delays add to the objective ``[K]`` [J], 0 for padding; zeros without weights.
+    """
+    if system.delay_weight is None:
+        return jnp.zeros_like(h)
+    return _delay_costs(system, offload, transmit_time(system, h, offload, power, time))
+
+
+def with_added_costs(
+    system: System, paid: jax.Array, offload: jax.Array, used: jax.Array
+) -> jax.Array:
+    """Add what circuits, fixed energies and weighted delays cost to costs ``[K]`` [J].
+
+    Args:
+        system: the physics.
+        paid: costs ``[K]`` [J].
+        offload: offloaded part of each task ``[K]`` [-].
+        used: realised offloading times ``[K]`` [s].
+    """
+    paid = _with_added_energies(system, paid, offload, used)
+    return paid if system.delay_weight is None else paid + _delay_costs(system, offload, used)
+
+
+def _with_added_energies(
+    system: System, paid: jax.Array, offload: jax.Array, used: jax.Array
+) -> jax.Array:
+    if system.circuit_power is not None:
+        paid = paid + jnp.where(system.active, system.weight * system.circuit_power, 0.0) * used
+    if system.fixed_energy is not None:
+        paid = paid + _if_sent(system, offload, system.weight * system.fixed_energy)
+    return paid
+
+
+def _delay_costs(system: System, offload: jax.Array, used: jax.Array) -> jax.Array:
+    """Weighted delays at realised times ``used``: ``[K]`` [J]."""
+    sent = _slot_used(system, offload, used)
+    stays = system.active & (offload < 1)
+    kept = jnp.where(stays, (1 - offload) * jnp.where(stays, local_time(system), 0.0), 0.0)
+    weight = jnp.where(system.active, system.delay_weight, 0.0)
+    delay = sent + kept
+    late = jnp.isinf(delay)
+    return jnp.where(late, jnp.inf, weight * jnp.where(late, 0.0, delay))
+
+
+def last_arrival(system: System, offload: jax.Array, used: jax.Array) -> jax.Array:
+    """When the last task is through at realised times ``[K]``: ``[]`` [s].
+
+    One after the other, fixed times included; with FDMA all send at once.
+    """
+    if system.access == "fdma":
+        return jnp.max(used)
+    return jnp.sum(_slot_used(system, offload, used))
 
 
 def check_channels(h: ArrayLike, num_devices: int) -> jax.Array:
@@ -276,23 +465,43 @@ def check_system(system: System) -> System:
             value is known (it is not under ``jax.jit``) and out of its range.
     """
     fields = vars(check_type(system))
-    values = {name: real(f"system.{name}", fields[name]) for name in SYSTEM_RANGES}
+    if system.access not in ACCESS:
+        raise refuse("system.access", f"one of {', '.join(ACCESS)}", system.access)
+    names = [name for name in RANGES if name in SYSTEM_RANGES or fields[name] is not None]
+    values = {name: real(f"system.{name}", fields[name]) for name in names}
     active = _flags("system.active", system.active)
     _check_devices({name: values.get(name, active) for name in PER_DEVICE})
+    _check_flexible(values, active)
     known = not isinstance(active, jax.core.Tracer)
     padded = known and not np.asarray(active).all()
-    for name, (low, included) in SYSTEM_RANGES.items():
-        value = values[name]
-        if name in PER_DEVICE and (padded or not known):  # padding may hold anything
+    each = {name for name in values if name in per_device(system)}
+    for name, value in values.items():
+        low, included = RANGES[name]
+        if name in each and (padded or not known):
             if not known or isinstance(value, jax.core.Tracer):
                 continue
-            value = np.where(active, value, np.asarray(low + 1.0, value.dtype))
+            value = np.where(active, value, np.asarray(low + 1.0, value.dtype))  # padding is free
         require(f"system.{name}", value, low, included)
     floats = {name: as_floats(value) for name, value in values.items()}
     for name, value in floats.items():
         if isinstance(fields[name], (int, float)):
             value.setflags(write=False)  # for ``once_per_system``
     return system.replace(**floats, active=active)
+
+
+def _check_flexible(values: dict[str, Any], active: Any) -> None:
+    """Check the last axis of the fields that may have an entry per device."""
+    tasks = max(values.get(name, active).ndim for name in PER_DEVICE)
+    num_devices = values["task_bits"].shape[-1]
+    for name in values.keys() & {*FLEXIBLE, *ADDED_PER_DEVICE}:
+        shape = values[name].shape
+        if (name in FLEXIBLE and len(shape) < tasks) or shape[-1:] in ((), (1,), (num_devices,)):
+            continue
+        raise ValueError(
+            f"system.{name} must be one number or have one entry for each of {num_devices} "
+            f"devices on its last axis; got shape {shape}. One number for each of N systems "
+            f"has shape [N, 1]"
+        )
 
 
 def _flags(name: str, value: ArrayLike) -> Any:
@@ -329,9 +538,12 @@ def _check_devices(fields: dict[str, Any]) -> None:
 def is_valid(system: System, h: jax.Array) -> jax.Array:
     """Tell whether gains ``[K]`` and system are in range: the check under ``jax.jit``, bool."""
     good = jnp.all(in_range(h, *CHANNEL_RANGE))
-    for name, (low, included) in SYSTEM_RANGES.items():
-        inside = in_range(getattr(system, name), low, included)
-        good &= jnp.all(inside | ~system.active if name in PER_DEVICE else inside)
+    for name, value in leaves(system).items():
+        if name == "active":
+            continue
+        inside = in_range(value, *RANGES[name])
+        free = name in PER_DEVICE or (name in (*FLEXIBLE, *ADDED_PER_DEVICE) and np.ndim(value))
+        good &= jnp.all(inside | ~system.active if free else inside)
     return good
 
 
@@ -348,6 +560,14 @@ SYSTEM_RANGES = {  # name: (lower end, whether it is allowed); all must be finit
     "chip": (0.0, True),
     "log_base": (1.0, False),
 }
+ADDED_RANGES = {  # the same of the fields that None leaves out
+    "circuit_power": (0.0, True),
+    "fixed_time": (0.0, True),
+    "fixed_energy": (0.0, True),
+    "delay_weight": (0.0, True),
+    "edge_cycles": (0.0, False),
+}
+RANGES = SYSTEM_RANGES | ADDED_RANGES
 CHANNEL_RANGE = (0.0, True)
 COMPLEX_HINT = ": pass abs(h)"
 DECIBEL_HINT = "; gains in dB become amplitudes by sqrt(meco_jax.from_db(h))"

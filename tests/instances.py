@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from meco_jax import System
+from meco_jax.system import leaves
 
 KINDS = ("usual", "wild", "equal", "all forced", "none forced", "silent", "idle", "one")
 
@@ -95,7 +96,7 @@ def on_edge(system, h):
 
     There float32 may say either; float64 tells by 2e-6.
     """
-    values = {name: np.asarray(getattr(system, name), np.float64) for name in vars(system)}
+    values = {name: np.asarray(getattr(system, name), np.float64) for name in leaves(system)}
     row = {name: leaf[..., None] if leaf.ndim < 2 else leaf for name, leaf in values.items()}
     nats = np.log1p(row["max_power"] * np.asarray(h, np.float64) ** 2 / row["noise_power"])
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -120,3 +120,84 @@ def mcos(p, part):
     if np.sum(sent) > p.slot:
         return np.inf
     return np.sum(p.beta * p.max_power * sent + (1 - part) * p.local)
+
+
+def extended(system, h):
+    """One channel ``[K]`` of a ``System`` with all its fields, from the model itself.
+
+    Sending a task takes a time t, t / T the share of the slot or, with FDMA, of the band.
+    """
+    k = len(h)
+
+    def field(name, default=0.0):
+        value = getattr(system, name)
+        return np.broadcast_to(np.asarray(default if value is None else value, np.float64), k)
+
+    names = ("task_bits", "cycles_per_bit", "cpu_hz", "weight")
+    bits, cycles, hz, beta = (field(name) for name in names)
+    real = field("active").astype(bool) & (bits > 0)
+    slot, width, base = (float(getattr(system, x)) for x in ("slot", "bandwidth", "log_base"))
+    gain = np.asarray(h, np.float64) ** 2 / field("noise_power")
+    power, load = field("max_power"), bits * np.log(base) / width
+    circuit, weight = beta * field("circuit_power"), field("delay_weight")
+    fixed, energy = field("fixed_time"), beta * field("fixed_energy")
+    duration = cycles * bits / hz
+    shared = system.access == "fdma"
+    with np.errstate(divide="ignore", invalid="ignore"):
+        max_efficiency = np.log1p(power * gain)
+        if shared:
+            max_efficiency = np.array([_band_cap(r) for r in power * gain * slot / load])
+        min_time = np.where(max_efficiency > 0, load / max_efficiency, np.inf)
+    edge = np.inf if system.edge_cycles is None else float(system.edge_cycles)
+    p = SimpleNamespace(
+        slot=slot, gain=gain, load=load, beta=beta, fixed=fixed,
+        max_efficiency=max_efficiency, min_time=min_time, power_limit=power, shared=shared,
+        per_time=np.zeros(k) if shared else circuit + weight,
+        per_task=energy + weight * fixed + ((circuit + weight) * slot if shared else 0),
+        local=beta * field("chip") * bits * cycles * hz**2 + weight * duration,
+        forced=duration > slot, required=np.maximum(0, 1 - slot / duration),
+        edge=bits * cycles / edge,
+    )  # fmt: skip
+    arrays = {n: x[real] if isinstance(x, np.ndarray) else x for n, x in vars(p).items()}
+    return SimpleNamespace(**arrays), real
+
+
+def _band_cap(ratio):
+    """Root of (e^x - 1) / x = ratio; 0 where there is none."""
+    if not ratio > 1:
+        return 0.0
+    return brentq(lambda x: np.log(np.expm1(x) / x) - np.log(ratio), 1e-12, 2 * np.log(ratio) + 1)
+
+
+def sent_costs(p, time, part=1.0):
+    """What sending parts in times costs each device."""
+    spent = p.beta * np.expm1(part * p.load / time) / p.gain * time
+    return spent + p.per_time * time + part * p.per_task
+
+
+def extended_optimum(p):
+    """Optimum over all 2^K decisions, all at once: cost, decision; inf if none is possible."""
+    k = len(p.load)
+    sets = (np.arange(2**k)[:, None] >> np.arange(k)) % 2 == 1
+    least = np.where(np.isfinite(p.min_time), p.min_time + p.fixed, 1e30)
+    possible = np.all(sets | ~p.forced, axis=1) & (sets @ p.edge <= 1 + 1e-9)
+    sets = sets[possible & (sets @ least <= p.slot)]
+    if not len(sets):
+        return np.inf, None
+    near = {n: np.where(np.isfinite(p.min_time), x, 1.0) for n, x in vars(p).items()
+            if isinstance(x, np.ndarray) and x.dtype == float}  # fmt: skip
+    q = SimpleNamespace(**vars(p) | near)
+
+    def times(price):  # [S] -> [S, K]
+        own = np.maximum(price[:, None] + q.per_time, 1e-300)
+        return q.load / np.maximum(efficiency_at(own, q), 1e-12)
+
+    low, high = np.full(len(sets), -60.0), np.full(len(sets), 40.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        used = np.sum(np.where(sets, times(np.exp(middle)) + q.fixed, 0), axis=1)
+        low, high = np.where(used > p.slot, middle, low), np.where(used > p.slot, high, middle)
+    costs = sent_costs(q, times(np.exp(high)))
+    totals = np.sum(np.where(sets, costs, p.local), axis=1)
+    best = int(np.argmin(totals))
+    return totals[best], sets[best]

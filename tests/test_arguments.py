@@ -87,6 +87,16 @@ def test_shapes_without_a_system(h, message):
         ({"noise_power": 1e-50}, "system.noise_power must be finite and above 0; got 1e-50, 0.0"),
         ({"log_base": 1 + 1e-9}, "system.log_base must be finite and above 1; got 1.000000001"),
         ({"task_bits": np.full(K, 1e39)}, "system.task_bits must be finite and at least 0; got 1e"),
+        ({"access": "cdma"}, "system.access must be one of tdma, fdma; got 'cdma'"),
+        ({"access": None}, "system.access must be one of tdma, fdma; got None"),
+        ({"edge_cycles": 0.0}, "system.edge_cycles must be finite and above 0; got 0.0"),
+        ({"edge_cycles": np.full(K, 1e9)}, "system.edge_cycles must "),
+        ({"circuit_power": -0.1}, "system.circuit_power must be finite and at least 0; got -0.1"),
+        ({"fixed_time": [0.1, -1, 0]}, "system.fixed_time must be finite and at least 0; got -1"),
+        ({"fixed_energy": np.ones(2)}, "system.fixed_energy must be one number or have one entry"),
+        ({"delay_weight": np.nan}, "system.delay_weight must be finite and at least 0; got nan"),
+        ({"max_power": np.ones(2)}, "system.max_power must be one number or have one entry for"),
+        ({"max_power": [0.1, -0.1, 0.1]}, "system.max_power must be finite and at least 0; got -0"),
     ],
 )  # fmt: skip
 def test_fields_that_mean_something_else_are_refused(fields, message):
@@ -94,7 +104,7 @@ def test_fields_that_mean_something_else_are_refused(fields, message):
         solve(np.stack([H] * 4), system(**fields), "mcos")
 
 
-SCALARS = ("bandwidth", "noise_power", "max_power", "mean_gain", "chip", "slot", "log_base")
+SCALARS = ("bandwidth", "slot", "log_base")
 
 
 @pytest.mark.parametrize("name", SCALARS)
@@ -115,6 +125,30 @@ def test_a_scalar_per_device_is_refused(name):
         n: np.stack([getattr(system(), n)] * K) for n in ("task_bits", "cycles_per_bit", "cpu_hz")
     }
     assert solve(H, System(**many, **{name: value}), "mcos").energy.shape == (K,)
+
+
+FLEXIBLE = ("noise_power", "max_power", "mean_gain", "chip")
+
+
+@pytest.mark.parametrize("name", FLEXIBLE)
+def test_what_may_differ_between_devices(name):
+    """[K] is per device, [N, 1] a number for N systems, and [N] beside tasks [N, K] too."""
+    usual = float(getattr(System(1, 1, 1), name))
+    plain = solve(np.stack([H] * 2), system(), "mcos")
+    for value in (np.full(K, usual), np.full((2, 1), usual), np.full((2, K), usual), usual):
+        found = solve(np.stack([H] * 2), system(**{name: value}), "mcos")
+        assert found.power.shape == (2, K)
+        np.testing.assert_allclose(found.energy, plain.energy, rtol=1e-6)
+    rule = f"system.{name} must be one number or have one entry for each of 3 devices on its last"
+    with pytest.raises(ValueError, match=rule + r".* has shape \[N, 1\]"):
+        solve(np.stack([H] * 2), system(**{name: np.full(2, usual)}), "mcos")
+    tasks = ("task_bits", "cycles_per_bit", "cpu_hz")
+    many = {n: np.stack([getattr(system(), n)] * 2) for n in tasks}
+    each = System(**many, **{name: np.array([usual, usual * 2])})
+    assert solve(H, each, "mcos").energy.shape == (2,)
+    square = {n: np.stack([getattr(system(), n)] * K) for n in tasks}  # [K] of K systems
+    found = solve(H, System(**square, **{name: usual * np.array([1, 1, 2])}), "mcos")
+    np.testing.assert_array_equal(found.energy[0], found.energy[1])
 
 
 def test_rows_and_numbers_of_matlab_are_understood():

@@ -28,6 +28,7 @@ from meco_jax.learned.estimators import energy
 from meco_jax.learned.policy import DeviceNetwork, flips, init_params
 from meco_jax.runtime import policies
 from meco_jax.runtime.checkpoints import OtherRunError
+from meco_jax.system import leaves
 
 TINY = PolicyConfig(
     batches=((8, 6), (4, 10)), network=DeviceNetwork(8, 1), steps_per_epoch=3, epochs=4
@@ -228,8 +229,8 @@ def test_export_needs_jax_alone(tmp_path):
     system, path = table1(5), tmp_path / "policy.bin"
     pretrained().export(path, num_devices=5, effort=2)
     h = sample_channels(jax.random.key(0), system, 7)
-    leaves = {n: x if n == "active" else np.float32(x) for n, x in vars(system).items()}
-    fields = {n: np.broadcast_to(x, (7, *np.shape(x))) for n, x in leaves.items()}
+    arrays = {n: x if n == "active" else np.float32(x) for n, x in leaves(system).items()}
+    fields = {n: np.broadcast_to(x, (7, *np.shape(x))) for n, x in arrays.items()}
     np.savez(tmp_path / "in.npz", h=h, **fields)
     code = f"""
 import sys, jax, numpy as np

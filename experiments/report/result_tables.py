@@ -296,6 +296,31 @@ def methods(rows: Rows) -> Lines:
     ]  # fmt: skip
 
 
+def realism(rows: Rows) -> Lines:
+    """Write what each piece of realism costs: a line per K and piece, means over seeds."""
+    columns: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
+        ("MCOS [J]", "mcos", "cost_j", "{:.3g}".format),
+        ("optimum [J]", "optimal", "cost_j", "{:.3g}".format),
+        ("its energy [J]", "optimal", "energy_j", "{:.3g}".format),
+        ("certified [%]", "optimal", "certified", lambda x: f"{100 * x:.2f}"),
+        ("feasible [%]", "optimal", "feasible", lambda x: f"{100 * x:.1f}"),
+        ("BCOS: mean gap [%]", "bcos", "gap_mean", percent),
+        ("plain P1's decision: mean gap [%]", "plain", "gap_mean", percent),
+        ("breaks C1 [%]", "plain", "missed_slot", lambda x: f"{100 * x:.0f}"),
+        ("breaks C6 [%]", "plain", "missed_edge", lambda x: f"{100 * x:.0f}"),
+        ("late as planned [%]", "plain", "late", lambda x: f"{100 * x:.0f}"),
+    )
+    lines = [["K", "with", *(title for title, *_ in columns)]]
+    for size, piece in dict.fromkeys((row["num_devices"], row["piece"]) for row in rows):
+        own = [r for r in rows if (r["num_devices"], r["piece"]) == (size, piece)]
+        cells = [f"{size:g}", piece if piece == rows[0]["piece"] else f"+ {piece}"]
+        for _, scheme, column, write in columns:
+            values = [r[column] for r in own if r["scheme"] == scheme and r[column] == r[column]]
+            cells.append(write(float(np.mean(values))) if values else "-")
+        lines.append(cells)
+    return lines
+
+
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., Lines]]] = {  # by name: its csv
     "figure4": (("figure4",), figure4),
     "slopes": (("slopes",), slopes),
@@ -312,5 +337,6 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., Lines]]] = {  # by name: 
     "lanes": (("lanes",), lanes),
     "ratios": (("lanes_ratio",), ratios),
     "precision": (("precision",), precision),
+    "realism": (("realism",), realism),
     "soak": (("soak",), soak),
 }

@@ -191,8 +191,53 @@ def droo(rows: Rows) -> Values:
     return {"all_are_proven": min(proven) == 1}
 
 
+def realism(rows: Rows) -> Values:
+    """Say what pieces do to the optimum's cost, and how plain P1's decisions fare."""
+    values: Values = {}
+    for k in dict.fromkeys(int(row["num_devices"]) for row in rows):
+        own = [row for row in rows if row["num_devices"] == k]
+        cost = by([row for row in own if row["scheme"] == "optimal"], "cost_j", "piece")
+        edge, before = cost["finite edge"], cost["delay"]
+        values |= {f"radios_{k}": cost["radios"] / cost["places in a cell"],
+                   f"edge_{k}": edge / before,
+                   f"scaling_{k}": 1 - cost["frequency scaling"] / cost["antennas"]}  # fmt: skip
+    plain = [row for row in rows if row["scheme"] == "plain"]
+    beyond = by(plain, "missed_edge", "piece")
+    late = by(plain, "late", "piece")
+    return values | {
+        "all_beyond_the_edge": min(beyond[p] for p in ("finite edge", "frequency scaling")) > 0.99,
+        "radios_make_late": late["radios"] > 0.95 and late["places in a cell"] < 0.01,
+    }
+
+
+def realism_sweeps(rows: Rows) -> Values:
+    """Compare accesses and numbers of antennas, and read the ends of the trade-off curve."""
+    best = [row for row in rows if row["scheme"] == "optimal"]
+    values: Values = {}
+    for k in dict.fromkeys(int(row["num_devices"]) for row in best):
+        own = [row for row in best if row["num_devices"] == k]
+        antennas = by([r for r in own if r["sweep"] == "antennas"], "cost_j", "value")
+        ends = [[r for r in own if r["sweep"] == "delay" and r["value"] == end]
+                for end in (min(r["value"] for r in own if r["sweep"] == "delay"),
+                            max(r["value"] for r in own if r["sweep"] == "delay"))]  # fmt: skip
+        delay, energy = ([float(np.mean([r[c] for r in end])) for end in ends]
+                         for c in ("delay_s", "energy_j"))  # fmt: skip
+        values |= {
+            f"second_antenna_{k}": 1 - antennas[2.0] / antennas[1.0],  # type: ignore[index]
+            f"delay_saved_{k}": 1 - delay[1] / delay[0],
+            f"energy_added_{k}": energy[1] / energy[0],
+        }
+    access = [{name: by([r for r in best if (r["sweep"], r["num_devices"], r["value"], r["access"])
+                         == ("access", k, slot, name)], "cost_j", "scheme")["optimal"]
+               for name in ("tdma", "fdma")}
+              for k, slot in dict.fromkeys((r["num_devices"], r["value"]) for r in best
+                                           if r["sweep"] == "access")]  # fmt: skip
+    ratio = [one["fdma"] / one["tdma"] for one in access]
+    return values | {"fdma_least": min(ratio), "fdma_most": max(ratio)}
+
+
 VALUES: dict[str, Callable[[Rows], Values]] = {
     function.__name__: function for function in
     (figure4, slopes, constraints, figure5, figure6, figure6_cdf, plane, frontier, certify, scale,
-     droo, gradients, lanes, precision, crash_recovery, soak_memory)
+     droo, realism, realism_sweeps, gradients, lanes, precision, crash_recovery, soak_memory)
 }  # fmt: skip

@@ -23,6 +23,9 @@ WORDS = (
     "quantity",
     "what",
     "unit",
+    "piece",
+    "sweep",
+    "access",
 )  # columns that are no numbers
 
 

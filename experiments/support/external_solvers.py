@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from meco_jax.system import leaves
+
 TANGENTS = 200  # per device, in geometric steps of its slot time
 
 
@@ -24,7 +26,7 @@ def instance(system: Any, h: np.ndarray) -> SimpleNamespace:
 
     Sending device k's task in t seconds costs ``beta / gain t (e^(load / t) - 1)`` [J].
     """
-    value = {name: np.asarray(leaf, np.float64) for name, leaf in vars(system).items()}
+    value = {name: np.asarray(leaf, np.float64) for name, leaf in leaves(system).items()}
     gain = np.maximum(np.asarray(h, np.float64) ** 2 / value["noise_power"], 1e-30)
     load = value["task_bits"] * np.log(value["log_base"]) / value["bandwidth"]
     max_efficiency = np.log1p(value["max_power"] * gain)

@@ -17,8 +17,15 @@ import jax.numpy as jnp
 from meco_jax.exact import sets, twofold
 from meco_jax.exact.allocation import finish, prepare, priced_set
 from meco_jax.exact.derivatives import largest, smallest, with_derivative
-from meco_jax.exact.duals import PriceGrid, least_dual, price_grid, proven_dual, saving
-from meco_jax.exact.uplink import FIT_TOLERANCE, Uplink, least_shares, pairwise_sum
+from meco_jax.exact.duals import (
+    PriceGrid,
+    least_dual,
+    price_grid,
+    proven_dual,
+    saving,
+    with_edge_price,
+)
+from meco_jax.exact.uplink import Uplink, pairwise_sum, resources, within
 from meco_jax.runtime.describe import short_repr
 from meco_jax.solution import Solution
 from meco_jax.system import System
@@ -74,7 +81,8 @@ def optimal(system: System, h: jax.Array, stage: Stage = ONLY_STAGE) -> Solution
     """
     uplink, forced, relaxed = prepare(system, h)
     grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COARSE)
-    sides = choose_sides(grid, forced, uplink.usable)
+    priced = with_edge_price(uplink, grid, relaxed.edge_price)
+    sides = choose_sides(priced, forced, uplink.usable)
     patterns = bound_patterns(uplink, grid, forced, sides, stage.num_enumerated)
 
     number = min(stage.num_exact, len(patterns.bounds))
@@ -151,14 +159,14 @@ def bound_patterns(
     number = min(number, len(sides.ranks))
     undecided = sets.members(sides.ranks, number)
     start = jnp.where(sides.ranks < number, grid.base, sides.sends)
-    least = jnp.stack(least_shares(uplink, uplink.usable))  # [2, K]
+    least = resources(uplink)  # [2, K], or [4, K] with C6
     more = jnp.where(grid.base[None], -least, least)[:, undecided]
     used = jnp.sum(jnp.where(start[None], least, 0.0), axis=1)[:, None] + subset_sums(more)
     here = start[undecided]
     cannot = jnp.where(here, ~uplink.usable[undecided], forced[undecided])
     must = jnp.where(here, forced[undecided], ~uplink.usable[undecided])
     stuck = jnp.any(cannot) | (subset_sums(must[None].astype(least.dtype))[0] > 0)
-    possible = ~stuck & ((1 - used[0]) - used[1] >= -FIT_TOLERANCE)
+    possible = ~stuck & within(used)
 
     def duals_at(grid: PriceGrid) -> jax.Array:
         flipped = start ^ grid.base

@@ -17,10 +17,12 @@ from meco_jax.exact.duals import PriceGrid, price_grid
 from meco_jax.exact.uplink import (
     FIT_TOLERANCE,
     Uplink,
-    energy_spent,
+    cost_spent,
     fits,
-    least_shares,
+    local_at,
     priced_cost,
+    resources,
+    within,
 )
 from meco_jax.solution import Solution
 from meco_jax.system import System
@@ -76,12 +78,12 @@ def pcos(system: System, h: jax.Array) -> Solution:
         the same number but for rounding.
     """
     uplink, _, relaxed = prepare(system, h, sy.required_ratio(system))
-    energy = energy_spent(uplink, relaxed.offload, relaxed.time)
+    cost = cost_spent(uplink, relaxed.offload, relaxed.time)
     feasible = jnp.isfinite(relaxed.bound)
     dual = jnp.where(feasible, relaxed.bound, 0.0)
-    energy = dual + jax.lax.stop_gradient(energy - dual)  # its derivative: strong duality
-    energy = jnp.where(feasible, energy, jnp.inf)
-    return finish(uplink, relaxed.offload, relaxed.time, energy, relaxed.bound)
+    cost = dual + jax.lax.stop_gradient(cost - dual)  # its derivative: strong duality
+    cost = jnp.where(feasible, cost, jnp.inf)
+    return finish(uplink, relaxed.offload, relaxed.time, cost, relaxed.bound)
 
 
 def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
@@ -102,16 +104,29 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
         A ``Solution``; infeasible where the forced devices do not fit.
     """
     uplink, forced, relaxed = prepare(system, h)
-    cost = priced_cost(uplink, relaxed.log_mu)
-    saved = jnp.where(uplink.usable, uplink.local - cost, -jnp.inf)
+    cost, local = priced_cost(uplink, relaxed.log_mu), local_at(uplink, relaxed.edge_price)
+    saved = jnp.where(uplink.usable, local - cost, -jnp.inf)
     group = jnp.where(forced, 0, jnp.where(offload > 0.5, 1, 2))
     grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
     order = jnp.lexsort((-saved, group))
     free = uplink.usable & ~forced
-    prefixes = sets.Prefixes(sets.inverse(order), free, forced)
+    prefixes = prefixes_of(uplink, sets.inverse(order), free, forced)
     best, _, _ = cheapest(uplink, grid, prefixes, EXACT, forced)
     best, time, energy = cheapest(uplink, grid, sets.Neighbours(best, free), EXACT, best)
     return finish(uplink, best.astype(h.dtype), time, energy, relaxed.bound)
+
+
+def prefixes_of(
+    uplink: Uplink, ranks: jax.Array, free: jax.Array, forced: jax.Array
+) -> sets.Prefixes:
+    """Send the forced devices and 0, 1, ... K others by rank: K + 1 sets.
+
+    Whoever is too large for what the others leave of the edge's cycles, C6, is passed over.
+    """
+    if uplink.edge_share is not None:
+        left = 1 + FIT_TOLERANCE - jnp.sum(jnp.where(forced, uplink.edge_share, 0.0))
+        free &= sets.fill(ranks, jnp.where(free, uplink.edge_share, jnp.inf), left)
+    return sets.Prefixes(ranks, free, forced)
 
 
 def cheapest(
@@ -130,12 +145,13 @@ def cheapest(
         The set ``[K]`` bool, its times ``[K]`` [s] and its energy ``[]`` [J], infinite if none
         fits.
     """
-    least = jnp.stack(least_shares(uplink, uplink.usable), axis=1)  # [K, 2]
+    least = resources(uplink).T  # [K, 2], or [K, 4] with C6
+    number = least.shape[1]
     more = jnp.where(grid.base[:, None], -least, least)
     sums = candidates.flipped(grid.base, jnp.concatenate([more, grid.flip_cost], axis=1))
-    duals = grid.base_dual[None] + sums[:, 2:]
-    used = jnp.sum(jnp.where(grid.base[:, None], least, 0.0), axis=0)[None] + sums[:, :2]
-    fitting = (1 - used[:, 0]) - used[:, 1] >= -FIT_TOLERANCE
+    duals = grid.base_dual[None] + sums[:, number:]
+    used = jnp.sum(jnp.where(grid.base[:, None], least, 0.0), axis=0)[None] + sums[:, :number]
+    fitting = within(used.T)
     bounds = jnp.where(fitting, jnp.max(duals, axis=1), jnp.inf)
     _, likely = sets.smallest(bounds, min(exact, len(bounds)))
     few, guesses = candidates.take(likely), guess_prices(grid.log_mu, duals[likely])
@@ -159,5 +175,5 @@ def _full_power(uplink: Uplink, offload: jax.Array, bound: jax.Array) -> Solutio
     """Send the parts ``offload`` as fast as possible."""
     fit = fits(uplink, offload)
     time = jnp.where(uplink.usable & fit, offload * uplink.load / uplink.max_efficiency, 0.0)
-    energy = jnp.where(fit, energy_spent(uplink, offload, time), jnp.inf)
-    return finish(uplink, offload, time, energy, bound)
+    cost = jnp.where(fit, cost_spent(uplink, offload, time), jnp.inf)
+    return finish(uplink, offload, time, cost, bound)

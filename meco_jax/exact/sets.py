@@ -122,6 +122,25 @@ class Neighbours(NamedTuple):
 Family = Listed | Prefixes | Neighbours
 
 
+def fill(ranks: jax.Array, sizes: jax.Array, capacity: jax.Array) -> jax.Array:
+    """Take devices in the order of ``ranks``, without those that no longer fit: ``[K]`` bool.
+
+    Args:
+        ranks: of all devices ``[K]``.
+        sizes: what each takes ``[K]``, infinite to leave it.
+        capacity: of what there is ``[]``.
+    """
+
+    def take(place: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        taken, left = state
+        here = ranks == place
+        size = jnp.sum(jnp.where(here, sizes, 0.0))
+        return taken | (here & (size <= left)), left - jnp.where(size <= left, size, 0.0)
+
+    start = jnp.zeros(len(ranks), bool), capacity
+    return jax.lax.fori_loop(0, len(ranks), take, start)[0]
+
+
 def subsets(number: int) -> np.ndarray:
     """All subsets of the first ``number`` devices: ``[2^number, number]`` bool."""
     return (np.arange(2**number)[:, None] >> np.arange(number)) % 2 == 1

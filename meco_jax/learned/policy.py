@@ -19,10 +19,10 @@ from flax import struct
 
 from meco_jax import system as sy
 from meco_jax.exact import sets
-from meco_jax.exact.allocation import Relaxed, finish, prepare
+from meco_jax.exact.allocation import Relaxed, finish, prepare, slot_time
 from meco_jax.exact.duals import price_grid
-from meco_jax.exact.schemes import cheapest
-from meco_jax.exact.uplink import Uplink, best_efficiency, priced_cost
+from meco_jax.exact.schemes import cheapest, prefixes_of
+from meco_jax.exact.uplink import Uplink, local_at, priced_cost, raised_price, usual_shift
 from meco_jax.paper.network import Variables, widen
 from meco_jax.runtime.atomic import write_atomically
 from meco_jax.runtime.checks import integer
@@ -47,17 +47,22 @@ def device_features(uplink: Uplink, forced: jax.Array, relaxed: Relaxed) -> jax.
         forced: C2, ``[K]`` bool.
         relaxed: the relaxed P1's answer.
     """
-    usable = uplink.usable
-    whole = jnp.exp(relaxed.log_mu) * uplink.slot  # what the slot is worth [J]
+    usable, local = uplink.usable, local_at(uplink, relaxed.edge_price)
+    worth = jnp.exp(relaxed.log_mu)
+    if uplink.per_time is not None:  # where the price is nothing it would say nothing
+        worth += usual_shift(uplink)
+    whole = worth * uplink.slot  # what the slot is worth [J]
     columns, shares = [], []
     for shift in PRICES:
-        log_mu = relaxed.log_mu + shift
+        log_mu = raised_price(uplink, relaxed.log_mu, shift)
         cost = jnp.where(usable, priced_cost(uplink, log_mu), 1.0)
-        shares.append(uplink.load / best_efficiency(uplink, log_mu) / uplink.slot)
+        shares.append(slot_time(uplink, log_mu) / uplink.slot)
         if shift == 0:
-            columns.append(_squash(jnp.arcsinh(10 * (uplink.local - cost) / whole)))
-        columns += [_squash_log(uplink.local / cost), _squash_log(8 * shares[-1])]
+            columns.append(_squash(jnp.arcsinh(10 * (local - cost) / whole)))
+        columns += [_squash_log(local / cost), _squash_log(8 * shares[-1])]
     least = uplink.min_time / uplink.slot
+    if uplink.fixed_time is not None:
+        least += uplink.fixed_time / uplink.slot
     flags = [forced.astype(least.dtype), usable.astype(least.dtype)]
     columns += [*flags, relaxed.offload, _squash_log(8 * least)]
     # Who is indifferent at mu* stays: to compare its costs here would compare roundings.
@@ -139,7 +144,8 @@ class GeneralPolicy(struct.PyTreeNode):
         grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
         free = uplink.usable & ~forced
         ranks = sets.rank(-jnp.where(free, scores, -jnp.inf))
-        best, time, energy = cheapest(uplink, grid, sets.Prefixes(ranks, free, forced), exact=1)
+        candidates: sets.Family = prefixes_of(uplink, ranks, free, forced)
+        best, time, energy = cheapest(uplink, grid, candidates, exact=1)
         if effort:
             rows = flips(best, jnp.where(free, price_certainty(features), jnp.inf), effort)
             candidates = sets.Listed(jnp.where(free[None], rows, best[None]))
@@ -150,7 +156,7 @@ class GeneralPolicy(struct.PyTreeNode):
         """Write the policy as a ``jax.export`` artifact, for programs that have JAX alone.
 
         ``jax.export.deserialize(bytearray(bytes)).call(h, system)`` then maps gains ``[N, K]``
-        and a dictionary of the fields of ``System``, ``[N, K]`` and ``[N]`` each, to one of
+        and a dictionary of the paper's fields of ``System``, ``[N, K]`` and ``[N]`` each, to one of
         the fields of ``Solution``. It runs on CPU, GPU and TPU with any N.
 
         Args:

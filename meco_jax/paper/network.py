@@ -199,7 +199,10 @@ def decide(
         else:
             offload = binarize(ratio, required, SLOPES[slope](required))
         offload = jnp.where(system.active, offload, 0.0)
-        time = output_time(time, system.slot, system.active)
+        room = system.slot
+        if system.fixed_time is not None:
+            room = jnp.maximum(sy.slot_left(system, offload, jnp.zeros_like(time)), 0.0)
+        time = output_time(time, room, system.active)
         return Decision(offload, output_power(power, system.max_power), time)
 
     x = jax.vmap(lambda h: features(system, h, scaling))(h)
@@ -229,7 +232,7 @@ class Policy(struct.PyTreeNode):
                 paid for.
 
         Returns:
-            A ``Solution``: the energy is the realised one, ``feasible`` tells whether C1-C5
+            A ``Solution``: the energy is the realised one, ``feasible`` tells whether C1-C6
             hold, ``lower_bound`` is that of P1 (of partial offloading for a teacher).
 
         Raises:
@@ -257,21 +260,30 @@ def _judge(policy: Policy, h: jax.Array, times: Times) -> Solution:
     system, role = policy.system, policy.role
 
     def judge(h: jax.Array, offload: jax.Array, power: jax.Array, time: jax.Array) -> Solution:
-        used = sy.transmit_time(system, h, offload, power)
-        if times == "realised":
-            fits = jnp.sum(used) <= system.slot * (1 + FIT_TOLERANCE)
+        used = sy.transmit_time(system, h, offload, power, time)
+        if times == "realised" and system.access == "tdma":  # a share of the band is no time
+            fits = sy.slot_left(system, offload, used) >= -FIT_TOLERANCE * system.slot
             time = jnp.where(fits, used, time)
         must = sy.forced(system).astype(h.dtype) if role == "student" else sy.required_ratio(system)
-        in_time = jnp.all(used <= time * (1 + FIT_TOLERANCE))  # C5; the layers keep C1-C4
-        energies = sy.realised_energies(system, h, offload, power)
+        allowed = sy.allowed_time(system, time)
+        feasible = jnp.all(used <= allowed * (1 + FIT_TOLERANCE))  # C5; the layers keep C1-C4
+        if system.fixed_time is not None:  # but for this
+            feasible &= sy.slot_left(system, offload, time) >= -FIT_TOLERANCE * system.slot
+        if system.edge_cycles is not None:
+            feasible &= sy.edge_left(system, offload) >= -FIT_TOLERANCE
+        energies = sy.realised_energies(system, h, offload, power, time)
+        delay_cost = None
+        if system.delay_weight is not None:
+            delay_cost = jnp.sum(sy.realised_delays(system, h, offload, power, time))
         return Solution(
             offload=offload,
             power=power,
             time=time,
             energy=jnp.sum(energies),
             lower_bound=relax(make_uplink(system, h), must).bound,
-            feasible=in_time,
+            feasible=feasible,
             energy_per_device=energies,
+            delay_cost=delay_cost,
         )
 
     return jax.vmap(judge)(h, *policy.outputs(h))

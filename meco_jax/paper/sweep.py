@@ -83,7 +83,7 @@ def make_grid(axes: Mapping[str, Sequence[float]], system: System | None = None)
         ValueError: if a name is unknown, an axis is empty, or a value is out of its range; if
             ``system`` has batch axes, padding or too few devices.
     """
-    known = ("num_devices", *SEEDS, *sy.SYSTEM_RANGES, *NUMBERS)
+    known = ("num_devices", *SEEDS, *sy.RANGES, *NUMBERS)
     for name, values in axes.items():
         if name not in known:
             raise ValueError(f"axes must be among {', '.join(known)}; got {name!r}")
@@ -112,11 +112,13 @@ def make_grid(axes: Mapping[str, Sequence[float]], system: System | None = None)
             spread = lambda leaf: np.broadcast_to(leaf, (len(points), *leaf.shape))  # noqa: E731
             systems = jax.tree.map(spread, system)
         active = np.arange(systems.num_devices) < num_devices[:, None]
-        given = {name: column(name, 0.0) for name in sy.SYSTEM_RANGES if name in axes}
-        for name in given.keys() & set(sy.PER_DEVICE):
+        given = {name: column(name, 0.0) for name in sy.RANGES if name in axes}
+        for name in given.keys() & {*sy.PER_DEVICE, *sy.ADDED_PER_DEVICE}:
             given[name] = np.broadcast_to(given[name][:, None], active.shape)
         systems = sy.check_system(systems.replace(active=active, **given))
-        padded = {name: np.where(active, getattr(systems, name), 0) for name in sy.PER_DEVICE}
+        padded = {name: np.where(active, getattr(systems, name), 0)
+                  for name in (*sy.PER_DEVICE, *sy.ADDED_PER_DEVICE)
+                  if getattr(systems, name) is not None}  # fmt: skip
         kind = jnp.result_type(float)
         settings = {name: column(name, 0.0).astype(kind) for name in NUMBERS if name in axes}
         systems = sy.check_system(systems.replace(**padded))
@@ -126,8 +128,8 @@ def make_grid(axes: Mapping[str, Sequence[float]], system: System | None = None)
 def _first_devices(system: System, num_devices: int) -> System:
     """Take devices of one system as NumPy arrays, per-device fields ``[K]``."""
     system = jax.tree.map(np.asarray, sy.check_system(system))
-    for name, leaf in vars(system).items():
-        if leaf.ndim > (name in sy.PER_DEVICE):
+    for name, leaf in sy.leaves(system).items():
+        if leaf.ndim > sy.core_rank(system, name):
             raise ValueError(f"system must have no batch axes; got {name} of shape {leaf.shape}")
     if not np.all(system.active):
         raise refuse("system", "without padding", system.active)
@@ -135,15 +137,17 @@ def _first_devices(system: System, num_devices: int) -> System:
     if own < num_devices:
         raise ValueError(f"num_devices must be at most {own}, as system has; got {num_devices}")
     first = {name: np.broadcast_to(getattr(system, name), own)[:num_devices]
-             for name in sy.PER_DEVICE}  # fmt: skip
+             for name in sy.per_device(system)}  # fmt: skip
     return system.replace(**first)
 
 
 def _digest(system: System) -> str:
     """Tell systems apart in the settings of a training."""
     whole = hashlib.sha256()
-    for name, leaf in sorted(vars(system).items()):
+    for name, leaf in sorted(sy.leaves(system).items()):
         whole.update(f"{name} {leaf.shape} {leaf.dtype}\n".encode() + leaf.tobytes())
+    if system.access != "tdma":
+        whole.update(system.access.encode())
     return whole.hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -12,8 +13,6 @@ from meco_jax import system as sy
 from meco_jax.runtime.checks import as_floats, broadcast, is_traced, real, refuse
 from meco_jax.runtime.memory import once_per_system
 from meco_jax.system import ArrayLike, System
-
-RANKS = {name: int(name in sy.PER_DEVICE) for name in (*sy.SYSTEM_RANGES, "active")}
 
 
 def check_call(h: ArrayLike, system: System) -> tuple[jax.Array, System]:
@@ -61,11 +60,31 @@ def _batch_shapes(system: System, *arrays: jax.Array) -> dict[str, tuple[int, ..
 def _field_shapes(system: System) -> dict[str, tuple[int, ...]]:
     """Name the batch axes that fields bring along, where there are any."""
     shapes = {}
-    for name, rank in RANKS.items():
-        shape = np.shape(getattr(system, name))
+    for name, leaf in sy.leaves(system).items():
+        shape, rank = np.shape(leaf), sy.core_rank(system, name)
         if len(shape) > rank:
             shapes[f"system.{name}"] = shape[: len(shape) - rank]
     return shapes
+
+
+@once_per_system
+def core_ranks(system: System) -> dict[str, int]:
+    """Name the fields, and how many of their last axes belong to one system of a batch."""
+    return {name: sy.core_rank(system, name) for name in sy.leaves(system)}
+
+
+def core_leaves(system: System, convert: Callable[[Any], Any]) -> dict[str, tuple[Any, int]]:
+    """Name the fields as arrays, with how many of their last axes belong to one system.
+
+    Args:
+        system: a checked one.
+        convert: makes a field an array.
+    """
+    found = {}
+    for name, rank in core_ranks(system).items():
+        leaf = convert(getattr(system, name))
+        found[name] = (leaf[..., 0], 0) if sy.is_number(system, name) else (leaf, rank)
+    return found
 
 
 def batch_shape(system: System, *arrays: jax.Array) -> tuple[int, ...]:
@@ -86,7 +105,7 @@ def check_batch(system: System, *arrays: jax.Array) -> None:
         return
     broadcast(shapes)
     number = arrays[0].shape[-1]
-    fields = {f"system.{name}" for name, rank in RANKS.items() if rank}
+    fields = {f"system.{name}" for name in sy.per_device(system)}
     for name, shape in shapes.items():
         # Channels of a sweep of slots or bases may bring the axis along: no device has its own.
         others = fields | ({"h"} if name in ("system.slot", "system.log_base") else set())

@@ -48,8 +48,17 @@ def _describe_fields(value: Any) -> str:
         fields = {name: getattr(value, name, None) for name in names}
         if "parent" in {field.name for field in dataclasses.fields(value)}:
             fields.pop("name")  # of a Flax module
+    left_out = _left_out(value)  # fields that are None unless asked for
+    fields = {n: x for n, x in fields.items() if x is not None or n not in left_out}
     parts = [f"{name}={_describe(x, UNITS.get(str(name), ''))}" for name, x in fields.items()]
     return f"{type(value).__name__}({', '.join(parts)})"
+
+
+def _left_out(value: Any) -> set[str]:
+    """Name the fields whose default is None."""
+    if dataclasses.is_dataclass(value):
+        return {field.name for field in dataclasses.fields(value) if field.default is None}
+    return {name for name, x in getattr(value, "_field_defaults", {}).items() if x is None}
 
 
 def _describe(value: Any, unit: str) -> str:

@@ -41,4 +41,4 @@ def _is_constant(leaf: Any) -> bool:
         return not isinstance(leaf, jax.core.Tracer)
     if isinstance(leaf, np.ndarray):
         return not leaf.flags.writeable
-    return isinstance(leaf, (bool, int, float))
+    return leaf is None or isinstance(leaf, (bool, int, float, str))

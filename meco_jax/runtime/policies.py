@@ -169,7 +169,8 @@ def _filled(wanted: Policy | GeneralPolicy, found: Collection[str]) -> dict[str,
     return {
         path: np.full(leaves[path].shape, field.default, leaves[path].dtype)
         for field in fields(sy.System)
-        if (path := f"system/{field.name}") not in found and field.default is not MISSING
+        if field.default is not MISSING
+        if (path := f"system/{field.name}") in leaves and path not in found
     }
 
 
@@ -178,7 +179,7 @@ def _fill(wanted: Policy | GeneralPolicy, arrays: dict[str, np.ndarray]) -> Poli
     tree = unflatten_dict({tuple(name.split("/")): leaf for name, leaf in arrays.items()})
     if isinstance(wanted, GeneralPolicy):
         return wanted.replace(**tree)
-    system = sy.check_system(sy.System(**tree["system"]))
+    system = sy.check_system(sy.System(**tree["system"], access=wanted.system.access))
     return wanted.replace(variables=tree["variables"], system=system)
 
 
@@ -209,6 +210,7 @@ def _settings(policy: Policy | GeneralPolicy) -> dict[str, Any]:
         "share_resources": policy.network.share_resources,
         "role": policy.role,
         "scaling": policy.scaling,
+        "access": policy.system.access,
     }
 
 
@@ -235,10 +237,17 @@ def _wanted(settings: dict[str, Any], found: dict[str, Any]) -> Policy | General
         if settings[name] not in known:
             raise ValueError(f"{name} must be one of {known}; got {settings[name]!r}")
     network = Network(hidden, bool(settings["share_resources"]))
-    num_devices = found["system/task_bits"][0][0]
+    num_devices, access = found["system/task_bits"][0][0], settings.get("access", "tdma")
+    if access not in sy.ACCESS:
+        raise ValueError(f"access must be one of {sy.ACCESS}; got {access!r}")
     initialise = partial(init_variables, network, num_devices=num_devices)
     variables = jax.eval_shape(initialise, key)
     system = jax.eval_shape(lambda: sy.check_system(table1(num_devices)))
+    shapes = {name: found.get(f"system/{name}", (None,))[0]  # what it has besides, or per device
+              for name in (*sy.FLEXIBLE, *sy.ADDED_RANGES)}  # fmt: skip
+    own = {name: jax.ShapeDtypeStruct(shape, system.slot.dtype)
+           for name, shape in shapes.items() if shape in ((), (num_devices,))}  # fmt: skip
+    system = system.replace(**own, access=access)
     return Policy(variables, system, network, settings["role"], settings["scaling"])
 
 
@@ -254,6 +263,6 @@ def _leaves(policy: Policy | GeneralPolicy) -> dict[str, jax.Array]:
     if isinstance(policy, GeneralPolicy):
         tree = {"params": policy.params}
     else:
-        system = {name: getattr(policy.system, name) for name in (*sy.SYSTEM_RANGES, "active")}
+        system = sy.leaves(policy.system)
         tree = {"variables": policy.variables, "system": system}
     return dict(flatten_dict(tree, sep="/"))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from meco_jax.runtime.arguments import core_leaves
 from meco_jax.runtime.checks import (
     as_floats,
     inside_trace,
@@ -35,7 +36,7 @@ class Cells(NamedTuple):
     """The answer for cells that hear each other."""
 
     solution: Solution  # of every cell ``[C]``, for the noise below
-    noise_power: jax.Array  # [C] N0 and the mean interference [W]
+    noise_power: jax.Array  # [C], [C, K] where N0 is per device: with the mean interference [W]
     change: jax.Array  # [] largest relative change of it that one more round would make [-]
     converged: jax.Array  # [] bool: it is at most the tolerance
     rounds: jax.Array  # [] int32: that were made
@@ -107,15 +108,20 @@ def _iterate(
     number = h.shape[0]
     own = jnp.eye(number, dtype=bool)[:, :, None]
     power_gain = jnp.where(own, 0.0, jnp.square(cross))
-    quiet = jnp.broadcast_to(jnp.asarray(system.noise_power, h.dtype), (number,))
+    own_noise, rank = core_leaves(system, jnp.asarray)["noise_power"]
+    tail = own_noise.shape[own_noise.ndim - rank :]  # of devices, where each has its own
+    quiet = jnp.broadcast_to(own_noise.astype(h.dtype), (number, *tail))
     slot = jnp.broadcast_to(jnp.asarray(system.slot, h.dtype), (number,))
     stays = jnp.asarray(damping, h.dtype)
 
     def answer(noise: jax.Array) -> tuple[Solution, jax.Array]:
-        found = solve(h, system.replace(noise_power=noise), method=method)
-        mean_power = found.power * found.time / slot[:, None]
+        each = noise if rank else noise[:, None]
+        found = solve(h, system.replace(noise_power=each), method=method)
+        mean_power = found.power
+        if system.access == "tdma":  # with bands all send for the whole slot
+            mean_power = mean_power * found.time / slot[:, None]
         heard = jnp.einsum("jk,jck->c", mean_power, power_gain, precision="highest")
-        return found, quiet + heard
+        return found, quiet + (heard[:, None] if rank else heard)
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         count, noise, _, _, change = carry

@@ -18,7 +18,7 @@ from jax.scipy.special import i0e, ndtri
 
 from meco_jax import system as sy
 from meco_jax.exact.allocation import relax
-from meco_jax.exact.uplink import make_uplink, priced_cost
+from meco_jax.exact.uplink import local_at, make_uplink, priced_cost
 from meco_jax.runtime.checks import is_traced, one_number, refuse, require
 from meco_jax.runtime.describe import short_repr
 from meco_jax.solution import Solution
@@ -94,7 +94,7 @@ class Robust(struct.PyTreeNode):
                 choice = jnp.argmin(prices + self.price * levels.risk, axis=1)
                 safe = jnp.where(candidates, picked(levels.gain, choice), 0.0)
             new = decide(self.scheme, system, safe)
-            score = new.energy
+            score = new.cost
             if self.price is not None:
                 late = late_probability(system, expected, spread, new)
                 score = score - self.price * jnp.sum(jnp.log1p(-jnp.minimum(late, 1 - KNOWN)))
@@ -221,12 +221,14 @@ def device_costs(
         guess: gains ``[K]`` [-].
     """
     forced = sy.forced(system)
-    log_mu = relax(make_uplink(system, guess), forced.astype(guess.dtype)).log_mu
+    uplink = make_uplink(system, guess)
+    relaxed = relax(uplink, forced.astype(guess.dtype))
+    log_mu = relaxed.log_mu
     cost = jax.vmap(lambda h: priced_cost(make_uplink(system, h), log_mu), in_axes=1, out_axes=1)(
         gain[:, :-1]
     )
     cost = jnp.where(candidates[:, None] & (cost >= 0), cost, jnp.inf)
-    stays = jnp.where(forced, jnp.inf, sy.local_energy(system))
+    stays = jnp.where(forced, jnp.inf, local_at(uplink, relaxed.edge_price))
     return jnp.append(cost, stays[:, None], axis=1)
 
 
@@ -288,8 +290,10 @@ def late_probability(
     """
     sends = (decision.offload > 0) & (decision.time > 0) & (decision.power > 0)
     load = decision.offload * system.task_bits / sy.nat_rate(system)
-    nats = jnp.where(sends, load / jnp.where(sends, decision.time, 1.0), 0.0)
-    needed = jnp.expm1(nats) / jnp.where(sends, decision.power, 1.0)
+    time, power = (jnp.where(sends, x, 1.0) for x in (decision.time, decision.power))
+    if system.access == "fdma":  # the noise is that of a share of the band
+        power = power * system.slot / time
+    needed = jnp.expm1(jnp.where(sends, load / time, 0.0)) / power
     needed = jnp.sqrt(needed) * jnp.sqrt(system.noise_power)
     known, scale, a = _normalise(expected, spread)
     share = rice(a, jnp.maximum(needed / scale - a, -a * (1 - 1e-6)))[1]

@@ -27,7 +27,7 @@ from flax import struct
 
 from meco_jax.runtime.checks import as_floats, integer, is_traced, real, refuse, require
 from meco_jax.runtime.describe import short_repr
-from meco_jax.system import Leaf, System, check_system
+from meco_jax.system import ADDED_RANGES, Leaf, System, check_system, leaves
 
 FADINGS = "block", "gauss_markov"
 MOBILITIES = "none", "waypoint"
@@ -122,11 +122,17 @@ def check_scenario(scenario: Scenario) -> Scenario:
         raise refuse("scenario.csi_delay", 'zero for csi="perfect"', scenario.csi_delay)
     system = check_system(scenario.system)
     devices = np.shape(system.task_bits)
-    for name, leaf in vars(system).items():
+    if system.access != "tdma":
+        raise refuse("scenario.system.access", "'tdma', as slots are played so far", system.access)
+    for name in ADDED_RANGES:
+        if getattr(system, name) is not None:
+            rule = "None: slots are played without it so far"
+            raise refuse(f"scenario.system.{name}", rule, getattr(system, name))
+    for name, leaf in leaves(system).items():
         if np.shape(leaf) not in ((), devices[-1:]):
             rule = "of one system; map over scenarios by jax.vmap"
             raise ValueError(f"scenario.system.{name} must be {rule}; got shape {np.shape(leaf)}")
-    full = {name: jnp.broadcast_to(leaf, devices) for name, leaf in vars(system).items()
+    full = {name: jnp.broadcast_to(leaf, devices) for name, leaf in leaves(system).items()
             if name in ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")}  # fmt: skip
     numbers = {name: _number(scenario, name, devices) for name in RANGES}
     return scenario.replace(system=system.replace(**full), **numbers)

@@ -1,0 +1,343 @@
+"""Beyond P1: radios per device, circuits, fixed costs, delays, FDMA, a finite edge server.
+
+Answers against brute force in float64, ``reference.extended``, on random mixtures of all fields.
+"""
+
+from functools import cache, partial
+
+import cvxpy as cp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from cases import stack
+
+from meco_jax import Policy, System, pad_devices, solve, table1
+from meco_jax import system as sy
+from meco_jax.exact import allocation, schemes
+from meco_jax.paper.network import Network, init_variables
+
+K, NUM = 6, 24
+NAMES = (
+    "max_power", "noise_power", "chip", "circuit_power", "fixed_time", "fixed_energy",
+    "delay_weight", "edge_cycles",
+)  # fmt: skip
+
+
+def mixtures(seed, number, num_devices=K, access="tdma", names=NAMES, without=0.4):
+    """Systems ``[N, K]`` with the fields ``names``, gains ``[N, K]``.
+
+    In a system each field is as if it were not there by the chance ``without``.
+    """
+    rng = np.random.default_rng(seed)
+    shape, each = (number, num_devices), (number, 1)
+
+    def maybe(value, neutral=0.0):
+        return np.where(rng.random(each) < without, neutral, value)
+
+    def spread(low, high):
+        return 10 ** rng.uniform(low, high, shape)
+
+    bits, cycles = rng.uniform(8e5, 2.4e6, shape), rng.uniform(200, 400, shape)
+    slot, part = rng.uniform(0.15, 1.6, number), rng.uniform(0.3, 1, number)
+    drawn = {
+        "max_power": maybe(spread(-2, 0), 0.2),
+        "noise_power": maybe(1e-9 * spread(-1, 1), 1e-9),
+        "chip": maybe(1e-28 * rng.uniform(0.3, 3, shape), 1e-28),
+        "circuit_power": maybe(spread(-3, 0)),
+        "fixed_time": maybe(slot[:, None] * spread(-4, -0.8)),
+        "fixed_energy": maybe(spread(-4, -1)),
+        "delay_weight": maybe(spread(-3, 0.5)),
+        "edge_cycles": np.sum(bits * cycles, axis=1) * part,
+    }
+    fields = {name: drawn[name] for name in names} | {
+        "task_bits": bits,
+        "cycles_per_bit": cycles,
+        "cpu_hz": rng.uniform(1e9, 2e9, shape),
+        "weight": maybe(rng.uniform(0.5, 2, shape), 1.0),
+        "slot": slot,
+        "bandwidth": 10 ** rng.uniform(6.7, 7.5, number),
+        "log_base": rng.choice([2, np.e, 10], number),
+        "mean_gain": np.full(number, 1e-6),
+    }
+    h = np.sqrt(1e-6 * 10 ** rng.uniform(-1, 1, each) * rng.exponential(size=shape))
+    fields = {name: np.asarray(value, np.float32) for name, value in fields.items()}
+    return System(**fields, active=np.ones(shape, bool), access=access), h.astype(np.float32)
+
+
+def one_of(system, place):
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[place] if np.ndim(leaf) else leaf, system)
+
+
+def optima(system, h):
+    """Costs by brute force, infinite where infeasible ``[N]``."""
+    found = [reference.extended_optimum(reference.extended(one_of(system, i), h[i])[0])[0]
+             for i in range(len(h))]  # fmt: skip
+    return np.array(found)
+
+
+def check_constraints(system, h, found, whole=True):
+    """Assert C1-C6 in float64 on the returned numbers, and that they cost what is said."""
+    for i in np.flatnonzero(found.feasible):
+        one = one_of(system, i)
+        p, real = reference.extended(one, h[i])
+        a, power, time, told = (
+            np.asarray(x[i], np.float64)[real]
+            for x in (found.offload, found.power, found.time, found.energy_per_device)
+        )
+        tight, sent = 1 + 1e-6, a > 0
+        assert np.sum(time + a * p.fixed) <= p.slot * tight  # C1
+        assert np.all(1 - a <= (1 - p.required) * tight)  # C2
+        assert np.all((power >= 0) & (power <= p.power_limit * tight))  # C3
+        assert np.all(np.isin(a, (0, 1)) if whole else (a >= 0) & (a <= 1))  # C4
+        share = time / p.slot if p.shared else np.ones_like(time)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            nats = np.log1p(power * p.gain / share)
+            used = np.where(sent, a * p.load / (share * nats), 0.0)
+        assert np.all(used <= np.where(p.shared, p.slot, time) * tight)  # C5
+        assert np.sum(a * p.edge) <= tight  # C6
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cost = np.sum(np.where(sent, reference.sent_costs(p, time, a), 0) + (1 - a) * p.local)
+        assert cost == pytest.approx(found.cost[i], rel=1e-5)
+        assert np.sum(told) == pytest.approx(found.energy[i], rel=1e-5)
+        paid = p.beta * power * used  # and circuits and fixed energies, and what is computed
+        assert np.all(told >= paid * (1 - 1e-5))
+
+
+def check_optimum(system, h, found):
+    """Assert that answers are the optima, and proven; returns the largest error."""
+    found, known = jax.tree.map(np.asarray, found), optima(system, h)
+    feasible = np.isfinite(known)
+    np.testing.assert_array_equal(found.feasible, feasible)
+    cost, bound = (np.asarray(x, np.float64)[feasible] for x in (found.cost, found.lower_bound))
+    known = known[feasible]
+    assert np.all(bound <= known)
+    assert np.all(bound >= cost * (1 - 1.01e-4))
+    np.testing.assert_allclose(cost, known, rtol=1e-5)
+    check_constraints(system, h, found)
+    return np.max(np.abs(cost / known - 1))
+
+
+@cache
+def solved(access):
+    """Mixtures of one access, the optimum of each, and what stays of the sizes compiled."""
+    system, h = mixtures(1, NUM, access=access)
+    return system, h, jax.tree.map(np.asarray, solve(h, system, "optimal"))
+
+
+@pytest.mark.parametrize("access", sy.ACCESS)
+def test_optima_of_mixtures(access):
+    system, h, found = solved(access)
+    assert 0.5 < np.mean(found.feasible) < 1
+    check_optimum(system, h, found)
+
+
+def test_padding_and_order_change_nothing():
+    system, h, found = solved("tdma")
+    padded = pad_devices(system, K + 2)
+    again = solve(np.pad(h, [(0, 0), (0, 2)]), padded, "optimal")
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(again)):
+        np.testing.assert_array_equal(one, np.asarray(other)[:, :K] if one.ndim > 1 else other)
+    assert not np.any(np.asarray(again.offload)[:, K:])
+    order = np.random.default_rng(0).permutation(K)
+    mixed = jax.tree.map(lambda x: x[:, order] if np.ndim(x) > 1 else x, system)
+    moved = solve(h[:, order], mixed, "optimal")
+    np.testing.assert_allclose(moved.cost, found.cost, rtol=2e-6)
+    np.testing.assert_array_equal(moved.feasible, found.feasible)
+
+
+def test_two_devices_by_hand():
+    """l = 0.2 s nat, T = 1 s, x = 1 nat at the own price of 1 W: each needs 0.2 s.
+
+    g = 1 / W, beta = 1: e^1 (1 - 1) + 1 = 1 W. With s = p_c + gamma = 0.4 + 0.6 it is met at a
+    slot price of nothing, so that the slot is not full: 2 x (0.2 + 0.1 s) of it are used. Sending
+    takes power e - 1, and costs 0.2 (e - 1) + 0.2 (0.4 + 0.6) + 0.6 x 0.1 + 0.05 J each.
+    """
+    system = System(
+        task_bits=np.full(2, 2e6),
+        cycles_per_bit=np.full(2, 1e3),
+        cpu_hz=np.full(2, 4e9),  # C B / f = 0.5 s
+        weight=np.ones(2),
+        active=np.ones(2, bool),
+        slot=1.0,
+        bandwidth=1e7 * np.log(2),
+        noise_power=1.0,
+        max_power=np.array([5.0, 6.0]),
+        circuit_power=np.full(2, 0.4),
+        fixed_time=np.full(2, 0.1),
+        fixed_energy=np.full(2, 0.05),
+        delay_weight=np.full(2, 0.6),
+        edge_cycles=4.1e9,
+    )
+    system = sy.check_system(system)
+    found = jax.jit(allocation.allocate)(system, jnp.ones(2), jnp.array([1.0, 1.0]))
+    energy, delay = 0.2 * (np.e - 1) + 0.2 * 0.4 + 0.05, 0.2 * 0.6 + 0.06
+    np.testing.assert_allclose(found.time, [0.2, 0.2], rtol=1e-5)
+    np.testing.assert_allclose(found.power, [np.e - 1] * 2, rtol=1e-5)
+    np.testing.assert_allclose(found.energy, 2 * energy, rtol=1e-5)
+    np.testing.assert_allclose(found.delay_cost, 2 * delay, rtol=1e-5)
+    np.testing.assert_allclose(found.cost, 2 * (energy + delay), rtol=1e-5)
+    beyond = jax.jit(allocation.allocate)(
+        system.replace(edge_cycles=jnp.float32(3.9e9)), jnp.ones(2), jnp.array([1.0, 1.0])
+    )
+    assert not beyond.feasible  # each has 2e9 cycles
+    assert np.isinf(beyond.cost)
+
+
+def test_formulas_of_shared_bands():
+    """Half the band, noise in proportion: r = 1/2 W log2(1 + 2 p g); by hand."""
+    system = sy.check_system(
+        System(np.array([1e6, 1e6]), np.ones(2), np.full(2, 1e9), weight=np.ones(2),
+               active=np.ones(2, bool), slot=1.0, noise_power=1.0, access="fdma")
+    )  # fmt: skip
+    h, power, time = jnp.ones(2), jnp.array([1.5, 0.5]), jnp.array([0.5, 0.5])
+    np.testing.assert_allclose(sy.rate(system, h, power, time), [1e7, 5e6], rtol=1e-6)
+    used = sy.transmit_time(system, h, jnp.ones(2), power, time)
+    np.testing.assert_allclose(used, [0.1, 0.2], rtol=1e-6)
+    with pytest.raises(ValueError, match="time must be given where"):
+        sy.rate(system, h, power)
+
+
+def test_what_is_left_out_leaves_no_trace():
+    plain = table1(3)
+    assert len(jax.tree.leaves(plain)) == 12
+    found = jax.eval_shape(partial(schemes.mcos, sy.check_system(plain)), jnp.zeros(3))
+    assert found.delay_cost is None
+    assert found.cost is found.energy
+
+
+@pytest.mark.parametrize("access", sy.ACCESS)
+def test_networks_of_the_paper(access):
+    """Its own answers: what is feasible is, and costs what the model says."""
+    system, h = mixtures(3, 8, access=access)
+    system = one_of(system, 1)
+    network = Network((4,))
+    variables = jax.jit(partial(init_variables, network, num_devices=K))(jax.random.key(0))
+    policy = Policy(variables, sy.check_system(system), network)
+    found = jax.tree.map(np.asarray, policy(h))
+    assert np.all(np.isfinite(found.cost))
+    every = stack_of(system, len(h))
+    least = optima(every, h)
+    assert np.all(found.cost[found.feasible] >= least[found.feasible] * (1 - 1e-5))
+    check_constraints_of_networks(every, h, found)
+
+
+def stack_of(system, number):
+    return (
+        stack([system] * number)
+        if system.access == "tdma"
+        else jax.tree.map(lambda leaf: np.broadcast_to(leaf, (number, *np.shape(leaf))), system)
+    )
+
+
+def check_constraints_of_networks(system, h, found):
+    """C1 and C3 hold by construction, whatever a network says."""
+    for i in range(len(h)):
+        p, _ = reference.extended(one_of(system, i), h[i])
+        room = p.slot - np.sum(found.offload[i] * p.fixed)
+        assert np.sum(found.time[i]) <= max(room, 0) * (1 + 1e-5) + 1e-9
+        assert np.all(found.power[i] <= p.power_limit * (1 + 1e-6))
+
+
+CASES = [("tdma", "pcos"), ("fdma", "allocate")]
+
+
+def chosen_set(system):
+    return sy.forced(system) | (jnp.arange(4) < 2)
+
+
+@cache
+def in_float64(access, method):
+    """Answers, ``[N, 2]`` or more, and their derivatives along a random direction of all fields.
+
+    The derivatives as they are, and by differences of fourth order.
+    """
+    system, h = mixtures(5, 24, 4, access)
+    system = system.replace(edge_cycles=system.edge_cycles * np.where(np.arange(24) < 8, 10, 1))
+    at = sy.leaves(system) | {"h": h}
+    active = at.pop("active")
+    rng = np.random.default_rng(0)
+    at = {name: np.asarray(value, np.float64) for name, value in at.items()}
+    along = {name: value * rng.uniform(0.5, 1.5, value.shape) for name, value in at.items()}
+
+    def answer(at):
+        fields = {name: x for name, x in at.items() if name != "h"}
+        one = System(**fields, active=active[0], access=access)
+        if method == "pcos":
+            found = schemes.pcos(one, at["h"])
+            return jnp.stack([found.cost, found.lower_bound])
+        found = allocation.allocate(one, at["h"], chosen_set(one).astype(float))
+        return jnp.stack([found.cost, found.energy, found.delay_cost, jnp.sum(found.time)])
+
+    both = jax.jit(jax.vmap(lambda at, along: jax.jvp(answer, (at,), (along,))))
+
+    def moved(step):
+        return both({n: x + step * along[n] for n, x in at.items()}, along)[0]
+
+    step = 1e-4
+    with jax.enable_x64(True):
+        value, slope = map(np.asarray, both(at, along))
+        ends = [np.nan_to_num(moved(n * step), posinf=0.0) for n in (1, -1, 2, -2)]
+    wanted = (8 * (ends[0] - ends[1]) - (ends[2] - ends[3])) / (12 * step)
+    return system, h, value, slope, wanted
+
+
+@pytest.mark.parametrize(("access", "method"), CASES)
+def test_derivatives(access, method):
+    _, _, value, slope, wanted = in_float64(access, method)
+    feasible = np.isfinite(value[:, 0])
+    assert np.mean(feasible) > 0.5
+    np.testing.assert_allclose(slope[feasible], wanted[feasible], rtol=2e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("access", "method"), CASES)
+def test_against_clarabel(access, method):
+    """Parts of tasks, and fixed sets: exponential cones, t e^(a l / t) <= u."""
+    system, h, value, *_ = in_float64(access, method)
+    for i in [*range(6), *range(8, 16)]:  # C6 binds in some of the later ones
+        one = one_of(system, i)
+        p, _ = reference.extended(one, h[i])
+        chosen = np.asarray(chosen_set(one), float)
+        a, t, u = (cp.Variable(len(p.load)) for _ in range(3))
+        least = np.where(np.isfinite(p.min_time), p.min_time, 1e3)
+        rules = [
+            cp.constraints.ExpCone(cp.multiply(a, p.load), t, u),
+            t >= cp.multiply(a, least),
+            cp.sum(t + cp.multiply(a, p.fixed)) <= p.slot,
+            a @ p.edge <= 1,
+        ]
+        rules += [a >= p.required, a <= 1] if method == "pcos" else [a == chosen]
+        cost = p.beta / p.gain @ (u - t) + p.per_time @ t + p.per_task @ a + p.local @ (1 - a)
+        problem = cp.Problem(cp.Minimize(cost), rules)
+        problem.solve(solver=cp.CLARABEL)
+        known = problem.value if problem.status in ("optimal", "optimal_inaccurate") else np.inf
+        np.testing.assert_allclose(value[i, 0], known, rtol=1e-5)
+
+
+@pytest.mark.slow  # minutes: programs for many structures, brute force of thousands
+@pytest.mark.parametrize("access", sy.ACCESS)
+def test_thousands_of_mixtures(access):
+    """All methods on >= 2000 mixtures of an access, all fields, and few."""
+    rng = np.random.default_rng(7)
+    figures = []
+    for seed in range(5):
+        names = NAMES if seed < 2 else tuple(rng.permutation(NAMES)[: rng.integers(1, 5)])
+        for num_devices in (8, 5):
+            system, h = mixtures(100 + seed, 220, num_devices, access, names)
+            found = solve(h, system, "optimal")
+            figures.append(check_optimum(system, h, found))
+            least = np.asarray(found.cost)
+            for method in ("mcos", "mcos_partial", "pcos", "bcos"):
+                other = jax.tree.map(np.asarray, solve(h, system, method))
+                check_constraints(system, h, other, whole=method in ("mcos", "bcos"))
+                ok = other.feasible
+                assert np.all(other.lower_bound[ok] <= other.cost[ok])
+                if method in ("mcos", "bcos"):
+                    assert np.all(other.cost[ok] >= least[ok] * (1 - 1e-5))
+                if method == "pcos":
+                    both = ok & np.asarray(found.feasible)
+                    assert np.all(other.cost[both] <= least[both] * (1 + 1e-5))
+                if method == "bcos":
+                    np.testing.assert_array_equal(ok, found.feasible)
+    print(access, "largest error", max(figures))
