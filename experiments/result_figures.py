@@ -56,6 +56,7 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {  # by file
     "gradients": (("gradients_curves", "gradients"), plots.learning_figure),
     "frontier": (("frontier",), plots.frontier_figure),
     "scale": (("scale",), scale),
+    "speed": (("speed", "speed_before"), plots.parts_figure),
     "droo": (("droo",), plots.loss_figure),
     "benchmark": (("benchmark",), plots.benchmark_figure),
     "lanes": (("lanes",), plots.lanes_figure),

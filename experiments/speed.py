@@ -1,22 +1,36 @@
 """Time one training step and one solved channel: lanes by lax.map against vmap, compiles apart.
 
-Writes speed.csv and run.json into --output_dir. Example:
+Writes speed.csv, the figure speed and run.json into --output_dir. The figure shows the parts of the
+certified optimum's first stage beside what their exponentials alone would take, and with
+--before=old/speed.csv beside what this script of an older version has measured. Example:
 
     python experiments/speed.py --output_dir=runs/speed
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import flags
-from support import common, csv_tables, trainings
+from support import common, csv_tables, plots, trainings
 
-from meco_jax import make_grid, pad_devices, sample_channels, solve, table1, train, train_grid
+from meco_jax import (
+    figures,
+    make_grid,
+    pad_devices,
+    sample_channels,
+    solve,
+    table1,
+    train,
+    train_grid,
+)
 from meco_jax.batching import DEVICE_MULTIPLE
 from meco_jax.exact import enumeration, sets
 from meco_jax.exact.allocation import priced_set, relax
@@ -25,12 +39,16 @@ from meco_jax.exact.uplink import make_uplink
 from meco_jax.solver import Method
 from meco_jax.system import check_system, forced
 
+EXPONENTIALS = 2**18  # timed together
+COSTLY = "exponential", "exponential-minus-one", "log", "log-plus-one"  # XLA's names
 FLAGS = flags.FLAGS
 common.define_flags()
 trainings.define_training_flags()
 flags.DEFINE_integer("num_devices", 20, "K", lower_bound=1)
 flags.DEFINE_integer("lanes", 4, "lanes trained together", lower_bound=1)
 flags.DEFINE_integer("repeats", 3, "timed repetitions, the fastest counts", lower_bound=1)
+flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's csv")
+flags.DEFINE_string("before", None, "speed.csv of an older version, drawn beside")
 FLAGS.set_default("epochs", 5)
 
 
@@ -38,8 +56,13 @@ def main(argv: list[str]) -> None:
     """Time both trainings by both mappings, every method of ``solve``, and the optimum's parts."""
     common.begin(argv)
     folder = common.prepare()
+    if FLAGS.plot_only:
+        return draw(folder)
     rows = training_rows() + solving_rows() + stage_rows()
     csv_tables.write_csv(folder / "speed.csv", rows)
+    if FLAGS.before:
+        csv_tables.write_csv(folder / "speed_before.csv", csv_tables.read_csv(FLAGS.before))
+    draw(folder)
     common.write_run(folder / "run.json")
     for row in rows:
         print(f"{row['what']:<28}{row['value']:12.4g} {row['unit']}")
@@ -115,9 +138,41 @@ def stage_rows() -> list[dict[str, Any]]:
         parts[f"grids and pattern bounds, {name}"] = patterns
         parts[f"{stage.num_exact} exact energies, {name}"] = exact
         parts[f"whole stage, {name}"] = partial(enumeration.optimal, system, stage=stage)
-    runs = {name: partial(jax.jit(jax.vmap(part)), h) for name, part in parts.items()}
-    times = common.clock(runs, FLAGS.repeats)
-    return [row(name, 1e6 * best / len(h), "us per channel") for name, (_, best) in times.items()]
+    programs = {n: jax.jit(jax.vmap(part)).lower(h).compile() for n, part in parts.items()}
+    some = jnp.linspace(0.0, 1.0, EXPONENTIALS, dtype=h.dtype)
+    runs = {name: partial(program, h) for name, program in programs.items()}
+    times = common.clock(runs | {"exponential": partial(jax.jit(jnp.exp), some)}, FLAGS.repeats)
+    each = times.pop("exponential")[1] / EXPONENTIALS
+    rows = [row(name, 1e6 * best / len(h), "us per channel") for name, (_, best) in times.items()]
+    for name, program in programs.items():
+        number = exponentials(program.as_text() or "") / len(h)
+        rows.append(row(f"{plots.LIMIT}{name}", 1e6 * each * number, "us per channel"))
+    return rows
+
+
+def exponentials(program: str) -> int:
+    """Count the exponentials and logarithms of a compiled program, all rounds of its loops."""
+    parts = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{$(.*?)^\}", program, re.M | re.S))
+
+    def count(part: str) -> int:
+        number = 0
+        for line in parts[part].splitlines():
+            if found := re.search(rf"\[([\d,]*)\]\S* ({'|'.join(COSTLY)})\(", line):
+                number += math.prod(int(n) for n in found[1].split(",") if n)
+            rounds = re.search(r"known_trip_count\W+n\W+(\d+)", line)
+            for called in re.findall(r"(?:calls|body|to_apply)=%?([\w.-]+)", line):
+                number += count(called) * (int(rounds[1]) if rounds else 1)
+        return number
+
+    return count(re.search(r"^ENTRY %?([\w.-]+)", program, re.M)[1])  # type: ignore[index]
+
+
+def draw(folder: Path) -> None:
+    """Draw the parts of the optimum's first stage, beside those of an older version if known."""
+    tables = [csv_tables.read_csv(folder / "speed.csv")]
+    if (folder / "speed_before.csv").exists():
+        tables.append(csv_tables.read_csv(folder / "speed_before.csv"))
+    figures.save_figure(plots.parts_figure(*tables), folder / "speed")
 
 
 def row(what: str, value: float, unit: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ WORDS = (
     "family",
     "script",
     "quantity",
+    "what",
+    "unit",
     "piece",
     "sweep",
     "access",

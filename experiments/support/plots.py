@@ -34,6 +34,7 @@ LINES: tuple[dict[str, Any], ...] = (  # few lines; the sizes keep equal points 
 )
 COLORS = "#D55E00", "#0072B2", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9"
 DASHES, MARKERS = ("-", "--", "-.", ":"), "o^Dsv*PX<>p"
+LIMIT = "exponentials alone: "  # of rows of speed.csv
 ROUNDING = 1e-4  # gaps below are float32's [%]
 
 
@@ -184,6 +185,56 @@ def frontier_figure(rows: Rows) -> Figure:
             loc="outside lower center", ncols=2,
         )  # fmt: skip
     return figure
+
+
+def parts_figure(rows: Rows, before: Rows = ()) -> Figure:
+    """Draw the time of each part of the certified optimum's first stage.
+
+    Args:
+        rows: of speed.csv, "what" and "value" [us per channel]; those whose name begins with
+            ``LIMIT`` are what the exponentials of a part alone would take.
+        before: the same of an older version.
+    """
+    versions = {"before": before, "now": rows} if before else {"now": rows}
+    parts = {name: _parts(these) for name, these in versions.items()}
+    limits = _parts([{**row, "what": row["what"].removeprefix(LIMIT)} for row in rows
+                     if row["what"].startswith(LIMIT)])  # fmt: skip
+    names, height = list(parts["now"]), 0.8 / len(parts)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.2))
+        axes = figure.subplots()
+        for number, (version, values) in enumerate(parts.items()):
+            color = {"before": "#999999", "now": "#009E73"}[version]
+            places = np.arange(len(names)) + (number - (len(parts) - 1) / 2) * height
+            bars = axes.barh(places, [values[n] for n in names], 0.9 * height, color=color,
+                             label=version)  # fmt: skip
+            axes.bar_label(bars, fmt="%.2g", padding=3)
+        for place, name in enumerate(names):
+            line = axes.plot(2 * [limits[name]], [place - 0.45, place + 0.45], "k:")
+        line[0].set_label("exponentials alone")
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set(xscale="log", xlabel="time per channel [us]")
+        axes.margins(x=0.12)
+        figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+def _parts(rows: Rows) -> dict[str, float]:
+    """Name the first stage's parts; an older version measured grids and bounds apart."""
+    values = {row["what"]: row["value"] for row in rows}
+    whole, stage = next(name.split(", ", 1) for name in values if name.startswith("whole stage"))
+    bounds = values.get(f"grids and pattern bounds, {stage}")
+    if bounds is None:
+        apart = ("price grid, coarse", "price grid, fine", f"pattern product, {stage}")
+        bounds = sum(values[name] for name in apart)
+    exact = next(name for name in values if name.endswith(f"exact energies, {stage}"))
+    return {
+        "relaxed price": values["relaxed price"],
+        "price grids and\nbounds of sets": bounds,
+        "exact energies": values[exact],
+        "whole stage": values[f"{whole}, {stage}"],
+    }
 
 
 def scale_figure(rows: Rows, slope: float) -> Figure:

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from meco_jax.runtime.describe import short_repr
+
 FEW = 9  # so many are sooner taken one by one than by a sort
 COUNTED = 64  # so many numbers are ranked by comparing all pairs
 
@@ -49,6 +51,7 @@ def members(ranks: jax.Array, number: int) -> jax.Array:
     return jnp.sum(jnp.where(ranks[None] == jnp.arange(number)[:, None], places[None], 0), axis=1)
 
 
+@short_repr
 class Listed(NamedTuple):
     """Sets that are written out."""
 
@@ -63,6 +66,7 @@ class Listed(NamedTuple):
         return total(self.rows ^ base[None], values)
 
 
+@short_repr
 class Prefixes(NamedTuple):
     """The first 0, 1, ... K devices in the order of a ranking: K + 1 sets."""
 
@@ -99,6 +103,7 @@ class Prefixes(NamedTuple):
         return fixed[None] + missing + more
 
 
+@short_repr
 class Neighbours(NamedTuple):
     """A set, with one free device of it on the other side: K sets."""
 

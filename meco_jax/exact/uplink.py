@@ -252,7 +252,7 @@ def _exact(
     """
     log_base = jnp.log(system.log_base)
     given = jax.lax.stop_gradient((load, gain, nats, log_base, system, h))
-    load, gain, nats, log_base, system, h = given
+    load, gain, nats, log_base, system, h = jax.lax.optimization_barrier(given)
     load, gain, nats, log_base = twofold.computed_once((load, gain, nats, log_base))
     all_nats = jnp.append(jnp.minimum(nats, 87.0), log_base)
     growth = twofold.expm1(all_nats)
