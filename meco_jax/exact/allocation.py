@@ -499,8 +499,6 @@ def finish(
     An infeasible one sends nothing: whoever acts on it without looking stays silent.
     """
     feasible = jnp.isfinite(cost)
-    if uplink.band_power is not None:
-        time = _exact_shares(uplink, offload, time)
     power = send_power(uplink, offload, time)
     has_task = uplink.min_time > 0
     each = device_energy(uplink, offload, power, time)
@@ -522,18 +520,6 @@ def finish(
         energy_per_device=jnp.where(feasible, each, jnp.where(has_task, jnp.inf, 0.0)),
         delay_cost=delay_cost,
     )
-
-
-def _exact_shares(uplink: Uplink, offload: jax.Array, time: jax.Array) -> jax.Array:
-    """Take the exact times at full power, ``[K]`` [s].
-
-    At few nats a band's least share is ill-conditioned: by floats alone sums would miss the band.
-    """
-    pairs = zip(least_shares(uplink, offload), fixed_shares(uplink, offload))
-    least = uplink.slot * sum(whole - fixed for whole, fixed in pairs)
-    fastest = offload * uplink.load / uplink.max_efficiency
-    capped = uplink.usable & (offload > 0) & (time <= fastest * (1 + 1e-6))
-    return time + jax.lax.stop_gradient(jnp.where(capped, least - time, 0.0))
 
 
 def _lagrangian(uplink: Uplink, offload: jax.Array, log_mu: jax.Array) -> jax.Array:

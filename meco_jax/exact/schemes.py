@@ -93,7 +93,7 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
     others, each group by the energy that offloading saves at the price mu* of the slot,
     e - c(mu*). The best prefix of the ranking is taken, and then the best change of one device,
     if it saves more. The forced devices alone are among the prefixes and allocated exactly, so
-    bounds_off_side all others local is never better.
+    all others local is never better.
 
     Args:
         system: the physics.

@@ -106,6 +106,10 @@ def make_uplink(system: System, h: Any, xp: ModuleType = jnp) -> Uplink:
     # 1 stands in where nothing is sent: values and gradients stay finite under the masks.
     used_load, used_nats = xp.where(usable, load, 1.0), xp.where(usable, max_efficiency, 1.0)
     used_gain, used_weight = xp.where(usable, gain, 1.0), xp.where(usable, system.weight, 1.0)
+    if system.access == "fdma" and xp is jnp:  # at few nats the floats alone tell it badly
+        more = _rests(*_given(system, h, used_load, used_gain, used_nats))[2]
+        more = jnp.where(usable & (jnp.abs(more) < 1e-3), more, 0.0)
+        used_nats = used_nats * (1 + jax.lax.stop_gradient(more))
     out_of_reach = xp.where(load > 0, xp.inf, 0.0)
     min_time = xp.where(usable, used_load / used_nats, out_of_reach)
     max_power, slot = xp.asarray(system.max_power, gain.dtype), xp.asarray(system.slot, gain.dtype)
@@ -250,32 +254,8 @@ def _exact(
 
     Each residual is that of the equation which defines the number, in pairs of floats.
     """
-    log_base = jnp.log(system.log_base)
-    given = jax.lax.stop_gradient((load, gain, nats, log_base, system, h))
-    load, gain, nats, log_base, system, h = jax.lax.optimization_barrier(given)
-    load, gain, nats, log_base = twofold.computed_once((load, gain, nats, log_base))
-    all_nats = jnp.append(jnp.minimum(nats, 87.0), log_base)
-    growth = twofold.expm1(all_nats)
-    grown, last = (growth[0][:-1], growth[1][:-1]), (growth[0][-1], growth[1][-1])
-
-    more_base = ((system.log_base - 1 - last[0]) - last[1]) / (system.log_base * log_base)
-    load_rest = _excess_of(system.task_bits, log_base, load, system.bandwidth) + more_base
-    scale = 2.0**24  # exact, and keeps the squares of small gains from underflow
-    noise = system.noise_power * scale * scale
-    gain_rest = _excess_of(h * scale, h * scale, gain, noise)
-    power = twofold.two_product(system.max_power, gain)
-    if system.access == "tdma":
-        more = (power[0] - grown[0]) + (power[1] - grown[1]) + gain_rest * power[0]
-        more = more / (1 + grown[0])
-        more_nats = more * (1 - more / 2) / nats
-    else:  # (e^x - 1) l = p_max g T x
-        nothing = jnp.zeros_like(nats)
-        taken = twofold.multiply(grown, (load, nothing))
-        given_energy = twofold.multiply(power, twofold.two_product(system.slot, nats))
-        more = (given_energy[0] - taken[0]) + (given_energy[1] - taken[1])
-        more = more / jnp.where(taken[0] > 0, taken[0], 1.0) + gain_rest - load_rest
-        more_nats = more / (_band_slope(nats, jnp) * nats)
-
+    system, h, load, gain, nats, log_base = _given(system, h, load, gain, nats)
+    load_rest, gain_rest, more_nats = _rests(system, h, load, gain, nats, log_base)
     share = load / (system.slot * nats)
     fastest = twofold.two_product(system.slot, nats)
     used = twofold.two_product(share, fastest[0])
@@ -316,6 +296,44 @@ def _in_units(share: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cut a share, which truly has the part ``rest`` more, into whole ``SHARE_UNIT`` and less."""
     whole = jnp.round(share / SHARE_UNIT) * SHARE_UNIT
     return whole, (share - whole) + jnp.where(jnp.abs(rest) < 1e-4, share * rest, 0.0)
+
+
+def _given(system: System, h: Any, load: Any, gain: Any, nats: Any) -> tuple[Any, ...]:
+    """Fix numbers: in two places compilers may round the same one in two ways."""
+    log_base = jnp.log(system.log_base)
+    given = jax.lax.stop_gradient((load, gain, nats, log_base, system, h))
+    load, gain, nats, log_base, system, h = jax.lax.optimization_barrier(given)
+    load, gain, nats, log_base = twofold.computed_once((load, gain, nats, log_base))
+    return system, h, load, gain, nats, log_base
+
+
+def _rests(
+    system: System, h: jax.Array, load: jax.Array, gain: jax.Array, nats: jax.Array, log_base: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the true load, gain and x_max have more than their floats, in relation: ``[K]`` [-]."""
+    all_nats = jnp.append(jnp.minimum(nats, 87.0), log_base)
+    growth = twofold.expm1(all_nats)
+    grown, last = (growth[0][:-1], growth[1][:-1]), (growth[0][-1], growth[1][-1])
+
+    more_base = ((system.log_base - 1 - last[0]) - last[1]) / (system.log_base * log_base)
+    load_rest = _excess_of(system.task_bits, log_base, load, system.bandwidth) + more_base
+    scale = 2.0**24  # exact, and keeps the squares of small gains from underflow
+    noise = system.noise_power * scale * scale
+    gain_rest = _excess_of(h * scale, h * scale, gain, noise)
+    power = twofold.two_product(system.max_power, gain)
+    if system.access == "tdma":
+        more = (power[0] - grown[0]) + (power[1] - grown[1]) + gain_rest * power[0]
+        more = more / (1 + grown[0])
+        more_nats = more * (1 - more / 2) / nats
+    else:  # (e^x - 1) l = p_max g T x
+        nothing = jnp.zeros_like(nats)
+        taken = twofold.multiply(grown, (load, nothing))
+        given_energy = twofold.multiply(power, twofold.two_product(system.slot, nats))
+        more = (given_energy[0] - taken[0]) + (given_energy[1] - taken[1])
+        more = more / jnp.where(taken[0] > 0, taken[0], 1.0) + gain_rest - load_rest
+        more_nats = more / (_band_slope(nats, jnp) * nats)
+
+    return load_rest, gain_rest, more_nats
 
 
 def _excess_of(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> jax.Array:
