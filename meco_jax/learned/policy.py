@@ -180,7 +180,8 @@ class GeneralPolicy(struct.PyTreeNode):
 
         def run(h: jax.Array, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
             one = lambda h, fields: self.decide(System(**fields), h, effort)  # noqa: E731
-            return dict(vars(jax.vmap(one)(h, fields)))
+            found = vars(jax.vmap(one)(h, fields))
+            return {name: leaf for name, leaf in found.items() if leaf is not None}
 
         fields = {name: shape(name) for name in (*sy.SYSTEM_RANGES, "active")}
         exported = export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))(
