@@ -4,6 +4,7 @@ import csv
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_optima_are_those_of_brute_force():
         np.testing.assert_allclose(family.optimum[i], best, rtol=1e-9)
         np.testing.assert_array_equal(family.offload[i], mode)
     family = benchmarks.load("p1-k10-v1")
-    one = family.system.replace(**{n: x[0] for n, x in vars(family.system).items()})
+    one = jax.tree.map(lambda x: x[0], family.system)
     p = reference.of_system(one, family.h[0])
     np.testing.assert_allclose(family.optimum[0], reference.brute_force(p)[0], rtol=1e-8)
 

@@ -68,6 +68,7 @@ class _Sender(NamedTuple):
 
     log_scale: jax.Array
     max_efficiency: jax.Array
+    per_time: None = None
 
 
 @jax.custom_jvp
