@@ -95,7 +95,9 @@ def test_lanes_equal_single_runs():
 
 
 def test_settings_of_a_lane_are_its_own():
-    config = CONFIG.replace(scheme="pcos")
+    # Without frozen statistics: biases in front of a normalisation have no slope but rounding,
+    # which Adam makes steps of, and these count once the statistics stand still.
+    config = CONFIG.replace(scheme="pcos", frozen_after=1.0)
     points = ((1e-3, 2.0), (3e-2, 0.5))
     rates, multipliers = zip(*points)
     grid = make_grid({"num_devices": [3], "learning_rate": rates, "multiplier": multipliers})

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import paper_claims
+from support.plots import LIMIT
 
 from report.result_tables import Rows, slope
 
@@ -134,6 +135,19 @@ def scale(rows: Rows) -> Values:
     }
 
 
+def speed(rows: Rows) -> Values:
+    """Read the optimum's first stage, and the part of it that its exponentials alone take."""
+    values = {row["what"]: row["value"] for row in rows}
+    stage = speed_before(rows)["stage"]
+    limit = next(x for name, x in values.items() if name.startswith(f"{LIMIT}whole stage"))
+    return {"stage": stage, "limit": limit / stage}
+
+
+def speed_before(rows: Rows) -> Values:
+    """Read the optimum's first stage of an older version."""
+    return {"stage": next(r["value"] for r in rows if r["what"].startswith("whole stage"))}
+
+
 def gradients(rows: Rows) -> Values:
     """Order the estimators by their mean gaps."""
     gap, fits = by(rows, "gap_mean"), by(rows, "within_deadline")
@@ -249,5 +263,6 @@ def realism_sweeps(rows: Rows) -> Values:
 VALUES: dict[str, Callable[[Rows], Values]] = {
     function.__name__: function for function in
     (figure4, slopes, constraints, figure5, figure6, figure6_cdf, plane, frontier, certify, scale,
-     droo, realism, realism_sweeps, gradients, lanes, precision, crash_recovery, soak_memory)
+     speed, speed_before, droo, realism, realism_sweeps, gradients, lanes, precision,
+     crash_recovery, soak_memory)
 }  # fmt: skip
