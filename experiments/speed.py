@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     rows = training_rows() + solving_rows() + stage_rows()
     csv_tables.write_csv(folder / "speed.csv", rows)
     if FLAGS.before:
-        csv_tables.write_csv(folder / "speed_before.csv", csv_tables.read_csv(FLAGS.before))
+        csv_tables.write_csv(folder / "speed_before.csv", csv_tables.read_csv(Path(FLAGS.before)))
     draw(folder)
     common.write_run(folder / "run.json")
     for row in rows:
