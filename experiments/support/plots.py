@@ -214,7 +214,7 @@ def parts_figure(rows: Rows, before: Rows = ()) -> Figure:
         line[0].set_label("exponentials alone")
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-        axes.set(xscale="log", xlabel="time per channel [us]")
+        axes.set(xlabel="time per channel [us]")
         axes.margins(x=0.12)
         figure.legend(loc="outside upper center", ncols=3)
     return figure
