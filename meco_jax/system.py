@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,11 @@ class System(struct.PyTreeNode):
             access: str = ...,
         ) -> None: ...
 
-        def replace(self, **fields: ArrayLike | str | None) -> System:
+        @overload
+        def replace(self, **fields: ArrayLike | None) -> System: ...
+        @overload
+        def replace(self, *, access: str, **fields: ArrayLike | None) -> System: ...
+        def replace(self, **fields: Any) -> System:
             """Return a system with some fields changed."""
             ...
 
