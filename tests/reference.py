@@ -141,9 +141,10 @@ def extended(system, h):
     power, load = field("max_power"), bits * np.log(base) / width
     circuit, weight = beta * field("circuit_power"), field("delay_weight")
     fixed, energy = field("fixed_time"), beta * field("fixed_energy")
-    duration = cycles * bits / hz
     shared = system.access == "fdma"
     with np.errstate(divide="ignore", invalid="ignore"):
+        duration = np.where(cycles * bits > 0, cycles * bits / hz, 0.0)
+        required = np.where(duration > slot, 1 - slot / duration, 0)
         max_efficiency = np.log1p(power * gain)
         if shared:
             max_efficiency = np.array([_band_cap(r) for r in power * gain * slot / load])
@@ -154,8 +155,8 @@ def extended(system, h):
         max_efficiency=max_efficiency, min_time=min_time, power_limit=power, shared=shared,
         per_time=np.zeros(k) if shared else circuit + weight,
         per_task=energy + weight * fixed + ((circuit + weight) * slot if shared else 0),
-        local=beta * field("chip") * bits * cycles * hz**2 + weight * duration,
-        forced=duration > slot, required=np.maximum(0, 1 - slot / duration),
+        local=beta * field("chip") * bits * cycles * hz**2 + weight * np.where(hz > 0, duration, 0),
+        forced=duration > slot, required=required,
         edge=bits * cycles / edge,
     )  # fmt: skip
     arrays = {n: x[real] if isinstance(x, np.ndarray) else x for n, x in vars(p).items()}
@@ -164,7 +165,7 @@ def extended(system, h):
 
 def _band_cap(ratio):
     """Root of (e^x - 1) / x = ratio; 0 where there is none."""
-    if not ratio > 1:
+    if not 1 < ratio < np.inf:  # nothing is to be sent
         return 0.0
     return brentq(lambda x: np.log(np.expm1(x) / x) - np.log(ratio), 1e-12, 2 * np.log(ratio) + 1)
 

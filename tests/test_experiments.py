@@ -275,6 +275,7 @@ def test_delay_cdf_draws_figure_6(tmp_path):
     assert (tmp_path / "figure6.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_plane_draws_savings_and_gaps(tmp_path):
     flags = ("--num_devices=2,3", "--slots=0.5,1", "--seeds=0", *TINY[2:])
     result = run(*flags, f"--output_dir={tmp_path}", script="plane")
@@ -283,6 +284,7 @@ def test_plane_draws_savings_and_gaps(tmp_path):
     assert (tmp_path / "plane.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_constraints_judges_the_raw_networks(tmp_path):
     flags = ("--num_devices=3", "--multiplier_steps=5", "--margins=0,0.5", *TINY[2:])
     result = run(*flags, f"--output_dir={tmp_path}", script="constraints")
@@ -301,6 +303,7 @@ def test_constraints_judges_the_raw_networks(tmp_path):
     assert len({row["gap_mean"] for row in rows}) == 4  # the margin reaches the training
 
 
+@pytest.mark.slow
 def test_frontier_ranks_the_methods(tmp_path):
     flags = ("--num_devices=3", "--channels=16", "--slow_channels=4", "--nonlinear_channels=2",
              "--latency_calls=3", "--repeats=1", "--num_channels=200", "--batch_size=100",
@@ -359,6 +362,7 @@ def test_scale_writes_time_and_memory(tmp_path):
     assert (tmp_path / "scale.pdf").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_lanes_measures_speed_memory_and_ratio(tmp_path):
     flags = ("--lanes=2", "--num_devices=3", "--ratio_devices=2", "--ratio_slots=0.5,1",
              "--ratio_seeds=1", "--ratio_epochs=2", "--num_channels=200", "--batch_size=100",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import reference
 from cases import stack
+from mixtures import NAMES, check_constraints, mixtures, one_of, optima
 
 from meco_jax import Policy, System, pad_devices, solve, table1
 from meco_jax import system as sy
@@ -19,90 +20,6 @@ from meco_jax.exact import allocation, schemes
 from meco_jax.paper.network import Network, init_variables
 
 K, NUM = 6, 24
-NAMES = (
-    "max_power", "noise_power", "chip", "circuit_power", "fixed_time", "fixed_energy",
-    "delay_weight", "edge_cycles",
-)  # fmt: skip
-
-
-def mixtures(seed, number, num_devices=K, access="tdma", names=NAMES, without=0.4):
-    """Systems ``[N, K]`` with the fields ``names``, gains ``[N, K]``.
-
-    In a system each field is as if it were not there by the chance ``without``.
-    """
-    rng = np.random.default_rng(seed)
-    shape, each = (number, num_devices), (number, 1)
-
-    def maybe(value, neutral=0.0):
-        return np.where(rng.random(each) < without, neutral, value)
-
-    def spread(low, high):
-        return 10 ** rng.uniform(low, high, shape)
-
-    bits, cycles = rng.uniform(8e5, 2.4e6, shape), rng.uniform(200, 400, shape)
-    slot, part = rng.uniform(0.15, 1.6, number), rng.uniform(0.3, 1, number)
-    drawn = {
-        "max_power": maybe(spread(-2, 0), 0.2),
-        "noise_power": maybe(1e-9 * spread(-1, 1), 1e-9),
-        "chip": maybe(1e-28 * rng.uniform(0.3, 3, shape), 1e-28),
-        "circuit_power": maybe(spread(-3, 0)),
-        "fixed_time": maybe(slot[:, None] * spread(-4, -0.8)),
-        "fixed_energy": maybe(spread(-4, -1)),
-        "delay_weight": maybe(spread(-3, 0.5)),
-        "edge_cycles": np.sum(bits * cycles, axis=1) * part,
-    }
-    fields = {name: drawn[name] for name in names} | {
-        "task_bits": bits,
-        "cycles_per_bit": cycles,
-        "cpu_hz": rng.uniform(1e9, 2e9, shape),
-        "weight": maybe(rng.uniform(0.5, 2, shape), 1.0),
-        "slot": slot,
-        "bandwidth": 10 ** rng.uniform(6.7, 7.5, number),
-        "log_base": rng.choice([2, np.e, 10], number),
-        "mean_gain": np.full(number, 1e-6),
-    }
-    h = np.sqrt(1e-6 * 10 ** rng.uniform(-1, 1, each) * rng.exponential(size=shape))
-    fields = {name: np.asarray(value, np.float32) for name, value in fields.items()}
-    return System(**fields, active=np.ones(shape, bool), access=access), h.astype(np.float32)
-
-
-def one_of(system, place):
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[place] if np.ndim(leaf) else leaf, system)
-
-
-def optima(system, h):
-    """Costs by brute force, infinite where infeasible ``[N]``."""
-    found = [reference.extended_optimum(reference.extended(one_of(system, i), h[i])[0])[0]
-             for i in range(len(h))]  # fmt: skip
-    return np.array(found)
-
-
-def check_constraints(system, h, found, whole=True):
-    """Assert C1-C6 in float64 on the returned numbers, and that they cost what is said."""
-    for i in np.flatnonzero(found.feasible):
-        one = one_of(system, i)
-        p, real = reference.extended(one, h[i])
-        a, power, time, told = (
-            np.asarray(x[i], np.float64)[real]
-            for x in (found.offload, found.power, found.time, found.energy_per_device)
-        )
-        tight, sent = 1 + 1e-6, a > 0
-        assert np.sum(time + a * p.fixed) <= p.slot * tight  # C1
-        assert np.all(1 - a <= (1 - p.required) * tight)  # C2
-        assert np.all((power >= 0) & (power <= p.power_limit * tight))  # C3
-        assert np.all(np.isin(a, (0, 1)) if whole else (a >= 0) & (a <= 1))  # C4
-        share = time / p.slot if p.shared else np.ones_like(time)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            nats = np.log1p(power * p.gain / share)
-            used = np.where(sent, a * p.load / (share * nats), 0.0)
-        assert np.all(used <= np.where(p.shared, p.slot, time) * tight)  # C5
-        assert np.sum(a * p.edge) <= tight  # C6
-        with np.errstate(divide="ignore", invalid="ignore"):
-            cost = np.sum(np.where(sent, reference.sent_costs(p, time, a), 0) + (1 - a) * p.local)
-        assert cost == pytest.approx(found.cost[i], rel=1e-5)
-        assert np.sum(told) == pytest.approx(found.energy[i], rel=1e-5)
-        paid = p.beta * power * used  # and circuits and fixed energies, and what is computed
-        assert np.all(told >= paid * (1 - 1e-5))
 
 
 def check_optimum(system, h, found):
@@ -122,7 +39,7 @@ def check_optimum(system, h, found):
 @cache
 def solved(access):
     """Mixtures of one access, the optimum of each, and what stays of the sizes compiled."""
-    system, h = mixtures(1, NUM, access=access)
+    system, h = mixtures(1, NUM, K, access)
     return system, h, jax.tree.map(np.asarray, solve(h, system, "optimal"))
 
 
@@ -210,7 +127,7 @@ def test_what_is_left_out_leaves_no_trace():
 @pytest.mark.parametrize("access", sy.ACCESS)
 def test_networks_of_the_paper(access):
     """Its own answers: what is feasible is, and costs what the model says."""
-    system, h = mixtures(3, 8, access=access)
+    system, h = mixtures(3, 8, K, access)
     system = one_of(system, 1)
     network = Network((4,))
     variables = jax.jit(partial(init_variables, network, num_devices=K))(jax.random.key(0))

@@ -353,6 +353,7 @@ def test_a_file_in_the_way_is_one_line(tmp_path):
         one_line(result, f"/{name} cannot be written: {why}; take another folder")
 
 
+@pytest.mark.slow
 def test_train_policy_is_killed_and_ends_with_the_same_files(tmp_path):
     flags = ("--scripts=train_policy", "--runs=1", "--kills=1", "--epochs=3", "--save_seconds=0")
     result = run(*flags, f"--output_dir={tmp_path}", script="crash_recovery")

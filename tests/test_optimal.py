@@ -171,7 +171,7 @@ def test_batches_equal_single_channels(stage, num_devices):
 
 
 def test_larger_systems_are_certified():
-    for num_devices, slot in ((20, 0.3), (60, 1.0)):
+    for num_devices, slot in ((20, 0.3), (40, 0.7)):
         system = table1(num_devices, slot=slot, seed=2).replace(log_base=2.0)
         h = sample_channels(jax.random.key(3), system, 24)
         solution = solve(h, system, method="optimal")
@@ -229,13 +229,13 @@ def test_scaling_units_scales_the_answer(seed, scale):
 
 
 def test_no_nan_and_finite_gradients():
+    slope = jax.jit(jax.grad(finite_energy))
     for gain in (0.0, 1e-30, 1e-12, 1e6):
         system, _, _ = random_case(np.random.default_rng(5), 4)
         h = jnp.array([gain, 1e-3, gain, 2e-3])
         solution = optimal_one(system, h)
         assert not any(np.isnan(x).any() for x in jax.tree.leaves(solution))
-        gradient = jax.jit(jax.grad(finite_energy))(h, system)
-        assert np.isfinite(gradient).all()
+        assert np.isfinite(slope(h, system)).all()
 
 
 def finite_energy(h, system):

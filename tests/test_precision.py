@@ -36,8 +36,8 @@ def energy(h, system, method):
 slope = jax.jit(jax.grad(energy), static_argnums=2)
 for number, kind in enumerate(KINDS):
     system, h = draw(Knobs(number, 8, kind, 3.0), 16)
+    solve(h, system, method="optimal")  # escalates, and searches on the host
     for method in ("mcos", "mcos_partial", "pcos", "optimal", "bcos"):
-        solve(h, system, method=method)
         slope(h, system, method)
 for scheme in ("bcos", "pcos"):
     config = TrainConfig(scheme=scheme, num_channels=40, batch_size=20, epochs=1, chunk_epochs=1,

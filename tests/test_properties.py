@@ -14,6 +14,8 @@ import reference
 from cases import LEAST_ENERGY, check_solution, pad_to
 from hypothesis import given
 from instances import draw, knobs, on_edge
+from mixtures import check_constraints, wild_mixtures
+from mixtures import on_edge as on_edge_of_all
 
 from meco_jax import pad_devices, solve
 from meco_jax import system as sy
@@ -122,3 +124,55 @@ def assert_same(plain, slack, edge, other):
     with np.errstate(invalid="ignore"):
         close = np.abs(plain - other) <= slack * plain + LEAST_ENERGY
     assert np.all(close | edge | (np.isinf(plain) & np.isinf(other)))
+
+
+def costs(method, h, system):
+    return np.asarray(answer(method, h, system).cost, np.float64)
+
+
+@pytest.mark.slow  # programs of many structures
+@pytest.mark.parametrize("access", sy.ACCESS)
+@pytest.mark.parametrize("method", METHODS)
+@given(knobs=knobs(SIZES[:1]))
+def test_realistic_systems(method, access, knobs):
+    """Radios, circuits, delays, bands and a finite edge: C1-C6, bounds, order, units, padding."""
+    system, h = wild_mixtures(knobs, CHANNELS, access)
+    edge = on_edge_of_all(system, h)
+    slack = {"optimal": PROVEN + ROUNDING}.get(method, ROUNDING)
+    found = answer(method, h, system)
+    check_constraints(system, h, found, whole=method not in PARTIAL)
+    assert not any(np.isnan(leaf).any() for leaf in jax.tree.leaves(found))
+    at_most(found.lower_bound, found.cost, 0)
+    if method != "optimal":
+        best = answer("optimal", h, system)
+        if method == "pcos":
+            assert np.all((found.feasible >= best.feasible) | edge)
+            at_most(np.where(edge, 0, found.cost), best.cost, ROUNDING)
+        elif method in ("mcos", "bcos"):
+            assert np.all((found.feasible == best.feasible) | edge)
+            at_most(best.lower_bound, found.cost, ROUNDING)
+            at_most(found.lower_bound, best.cost, ROUNDING)
+    plain = np.asarray(found.cost, np.float64)
+    same = functools.partial(assert_same, plain, slack, edge)
+    order = np.random.default_rng(knobs.seed).permutation(knobs.size)
+    if method != "bcos":
+        moved = {
+            name: leaf[:, order] for name, leaf in sy.leaves(system).items() if np.ndim(leaf) > 1
+        }
+        same(costs(method, h[:, order], system.replace(**moved)))
+    same(
+        costs(
+            method,
+            h,
+            system.replace(weight=system.weight * 4, delay_weight=system.delay_weight * 4),
+        )
+        / 4
+    )
+    slower = system.replace(
+        slot=system.slot * 2, bandwidth=system.bandwidth / 2, cpu_hz=system.cpu_hz / 2,
+        chip=system.chip * 8, fixed_time=system.fixed_time * 2,
+        fixed_energy=system.fixed_energy * 2,
+    )  # fmt: skip
+    same(costs(method, h, slower) / 2)
+    more = pad_devices(system, knobs.size + 8)
+    same(costs(method, np.pad(h, ((0, 0), (0, 8))), more))
