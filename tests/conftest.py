@@ -17,14 +17,14 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     )
 
 import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
+import optima
 import pytest
 from cases import TINY, run
 from hypothesis import settings
 
-from meco_jax import System, train, train_grid, train_policy
+from meco_jax import train, train_grid, train_policy
 
 matplotlib.use("Agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -96,18 +96,6 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def known():
-    """The 300 instances of data/README.md: stacked systems, gains and the float64 answers."""
-    with np.load(Path(__file__).parent / "data" / "p1_known_optima.npz") as file:
-        data = dict(file)
-    num, largest = data["task_bits"].shape
-    names = ("task_bits", "cycles_per_bit", "cpu_hz", "weight")
-    systems = System(**{name: jnp.asarray(data[name], jnp.float32) for name in names})
-    default = {name: jnp.full(num, getattr(systems, name)) for name in
-               ("bandwidth", "noise_power", "max_power", "mean_gain", "chip")}  # fmt: skip
-    systems = systems.replace(
-        active=jnp.arange(largest)[None] < data["K"][:, None],
-        slot=jnp.asarray(data["slot"], jnp.float32),
-        log_base=jnp.asarray(data["log_base"], jnp.float32),
-        **default,
-    )
-    return systems, jnp.asarray(np.sqrt(data["power_gain"]), jnp.float32), data
+    """The 500 instances of data/README.md: stacked systems, gains and all columns."""
+    data = optima.load()
+    return *optima.systems(data), data

@@ -1,32 +1,30 @@
-"""Makes tests/data/regression.npz: 200 instances of P1 with their inputs and proven optima.
+"""Makes the 200 rows of data/optima.npz whose optima the exact search proved; the rest stays.
 
 Inputs are stored as the float32 numbers themselves, answers in float64: the optimum by the
 exact search with its proof, evaluated by ``reference.allocate``; for K <= 12 the same by brute
 force, for 30 up to K = 25 by Clarabel's branch and bound. Again, from the root of the tree:
 
-    PYTHONPATH=experiments python tests/make_regression.py
+    PYTHONPATH=experiments python tests/make_optima.py
 """
 
 import functools
-from pathlib import Path
 from types import SimpleNamespace
 
-import jax.numpy as jnp
 import numpy as np
+import optima
 import reference
+from optima import PER_DEVICE, SCALARS
 from support import external_solvers as external
 
 from meco_jax import System, solve
 from meco_jax.exact.search import search
 
-PATH = Path(__file__).parent / "data" / "regression.npz"
+SOURCE = "exact search"  # and what checked it again
 LARGEST = 40  # devices; fewer are padded with zeros
 KINDS = {  # instances of each
     "table1": 70, "beyond": 50, "all forced": 20, "none forced": 10, "equal devices": 15,
     "zero gains": 15, "one device": 10, "overfull": 10,
 }  # fmt: skip
-PER_DEVICE = ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "h")
-SCALARS = ("slot", "log_base", "bandwidth", "noise_power", "max_power", "chip")
 BRUTE_FORCE, CLARABEL = 12, (25, 30)  # most devices; and of how many instances
 TOLERANCE = 1e-10  # of the search
 PROVEN = 1e-9  # relative gap of every proof
@@ -114,20 +112,6 @@ def is_clear(one, kind):
     return clear and right.get(kind, True)
 
 
-def take(data, index):
-    """Take one instance out of the arrays, without its padding."""
-    k = int(data["K"][index])
-    return {n: data[n][index, :k] for n in PER_DEVICE} | {n: data[n][index] for n in SCALARS}
-
-
-def systems(data):
-    """All instances as float32 systems ``[N, LARGEST]`` and gains."""
-    leaves = {name: jnp.asarray(data[name]) for name in (*PER_DEVICE, *SCALARS)}
-    h = leaves.pop("h")
-    active = np.arange(LARGEST)[None] < data["K"][:, None]
-    return System(**leaves, active=active, mean_gain=np.full(len(h), 1e-6, np.float32)), h
-
-
 def answer(one, known):
     """Find the proven optimum from a known decision, and what the other schemes spend."""
     p = refer(one)
@@ -138,15 +122,17 @@ def answer(one, known):
         "mcos_partial": reference.mcos(p, p.required),
     }
     if not np.isfinite(found["lagrangian"]):
-        none = np.zeros(len(known), bool)
-        return found | {"energy": np.inf, "lower_bound": np.inf, "offload": none}
+        none = np.zeros(len(known))
+        found |= {"energy": np.inf, "lower_bound": np.inf, "offload": none > 0}
+        return found | {"power": none, "time": none}
     system = System(**{name: np.asarray(one[name]) for name in (*PER_DEVICE[:-1], *SCALARS)})
-    energy = reference.allocate(p, known)[0]
+    energy, power, time = reference.allocate(p, known)
     better, bound = search(system, one["h"], energy, TOLERANCE)
     if better is not None:
-        known, energy = better, reference.allocate(p, better)[0]
+        known, (energy, power, time) = better, reference.allocate(p, better)
     assert energy * (1 - PROVEN) <= bound <= energy, (energy, bound)
-    return found | {"energy": energy, "lower_bound": bound, "offload": np.asarray(known, bool)}
+    found |= {"energy": energy, "lower_bound": bound, "offload": np.asarray(known, bool)}
+    return found | {"power": power, "time": time}
 
 
 def cross_check(one, energy, clarabel=None):
@@ -165,24 +151,27 @@ def cross_check(one, energy, clarabel=None):
 
 
 def make():
-    """Answer all instances: the arrays of the file."""
+    """Answer all instances: the columns of the file."""
     data = inputs()
-    start = np.asarray(solve(*systems(data)[::-1], method="optimal").offload) > 0
+    start = np.asarray(solve(*optima.systems(data)[::-1], method="optimal").offload) > 0
     rows, clarabel, left = [], functools.cache(external.Clarabel), CLARABEL[1]
     for index, k in enumerate(data["K"]):
-        one = take(data, index)
+        one = optima.take(data, index)
         row = answer(one, start[index, :k])
         by = ""
         if k <= BRUTE_FORCE:
-            by = "brute force" * cross_check(one, row["energy"])
+            by = ", brute force" * cross_check(one, row["energy"])
         elif left and k <= CLARABEL[0] and np.isfinite(row["energy"]):
-            by = "Clarabel" * cross_check(one, row["energy"], clarabel)
+            by = ", Clarabel" * cross_check(one, row["energy"], clarabel)
             left -= bool(by)
-        row["offload"] = np.pad(row["offload"], (0, LARGEST - k))
-        rows.append(row | {"cross_checked": by})
-        print(index, data["kind"][index], k, row["energy"], by, flush=True)
+        row |= {name: np.pad(row[name], (0, LARGEST - k)) for name in ("offload", "power", "time")}
+        rows.append(row | {"source": SOURCE + by})
+        print(index, data["kind"][index], k, row["energy"], rows[-1]["source"], flush=True)
     return data | {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 if __name__ == "__main__":
-    np.savez_compressed(PATH, **make())
+    old, made = optima.load(), make()
+    kept = old["source"] == optima.INDEPENDENT
+    columns = {name: np.concatenate([old[name][kept], made[name]]) for name in old}
+    np.savez_compressed(optima.PATH, **columns)
