@@ -35,7 +35,7 @@ from meco_jax import (
     table1,
 )
 from meco_jax import system as sy
-from meco_jax.exact.uplink import FIT_TOLERANCE
+from meco_jax.exact.shares import FIT_TOLERANCE
 from meco_jax.learned.policy import init_params
 
 PANELS: dict[str, tuple[float, ...]] = {  # of beyond.csv

@@ -39,13 +39,9 @@ from meco_jax import (
 from meco_jax import system as sy
 from meco_jax.batching import map_channels
 from meco_jax.exact import sets
-from meco_jax.exact.allocation import (
-    allocate,
-    finish,
-    prepare,
-    set_energy,
-)
+from meco_jax.exact.allocation import allocate, finish, prepare
 from meco_jax.exact.enumeration import STAGES, Stage, optimal
+from meco_jax.exact.pricing import set_energy
 from meco_jax.exact.schemes import repair
 from meco_jax.exact.search import search
 from meco_jax.exact.uplink import Uplink, priced_cost

@@ -36,7 +36,8 @@ from meco_jax import (
     table1,
 )
 from meco_jax import system as sy
-from meco_jax.exact.uplink import fits, make_uplink
+from meco_jax.exact.shares import fits
+from meco_jax.exact.uplink import make_uplink
 from meco_jax.figures import student_t
 from meco_jax.learned.estimators import GRADIENTS
 from meco_jax.learned.policy import DeviceNetwork

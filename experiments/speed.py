@@ -33,8 +33,9 @@ from meco_jax import (
 )
 from meco_jax.batching import DEVICE_MULTIPLE
 from meco_jax.exact import enumeration, sets
-from meco_jax.exact.allocation import priced_set, relax
 from meco_jax.exact.duals import price_grid
+from meco_jax.exact.pricing import priced_set
+from meco_jax.exact.relaxation import relax
 from meco_jax.exact.uplink import make_uplink
 from meco_jax.solver import Method
 from meco_jax.system import check_system, forced

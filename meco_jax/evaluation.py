@@ -12,7 +12,7 @@ import numpy as np
 
 from meco_jax import system as sy
 from meco_jax.exact import schemes as ours
-from meco_jax.exact.uplink import FIT_TOLERANCE
+from meco_jax.exact.shares import FIT_TOLERANCE
 from meco_jax.paper.network import Policy
 from meco_jax.paper.sweep import Groups, Lanes, lane_key, map_groups
 from meco_jax.runtime.checks import outside_traces, refuse

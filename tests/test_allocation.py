@@ -7,13 +7,9 @@ from cases import check_solution, pad_to, random_case, stack
 
 from meco_jax import System, allocate
 from meco_jax import system as sy
-from meco_jax.exact.allocation import relax, set_energy
-from meco_jax.exact.uplink import (
-    best_efficiency,
-    log_price,
-    make_uplink,
-    priced_cost,
-)
+from meco_jax.exact.pricing import set_energy
+from meco_jax.exact.relaxation import relax
+from meco_jax.exact.uplink import best_efficiency, log_price, make_uplink, priced_cost
 
 allocate_all = jax.jit(jax.vmap(allocate))
 bound_all = jax.jit(jax.vmap(lambda s, h, must: relax(make_uplink(s, h), must).bound))

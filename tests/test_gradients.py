@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from cases import random_case
 
-from meco_jax.exact.allocation import relax, set_energy
+from meco_jax.exact.pricing import set_energy
+from meco_jax.exact.relaxation import relax
 from meco_jax.exact.uplink import make_uplink
 from meco_jax.learned import estimators as gr
 from meco_jax.learned.estimators import GRADIENTS, differences, energy, exact_energy, make_case

@@ -14,7 +14,8 @@ from support import external_solvers as external
 from meco_jax import allocate, sample_channels, sample_systems, solve, table1
 from meco_jax import system as sy
 from meco_jax.exact import enumeration
-from meco_jax.exact.uplink import fits, make_uplink
+from meco_jax.exact.shares import fits
+from meco_jax.exact.uplink import make_uplink
 
 optimal_one = jax.jit(enumeration.optimal)
 optimal_set = jax.jit(allocate)

@@ -9,8 +9,10 @@ PACKAGE = Path(meco_jax.__file__).parent
 ORDER = (
     "runtime.atomic", "runtime.settings", "runtime.checks", "exact.twofold",
     "exact.derivatives", "units", "runtime.describe", "runtime.memory", "system",
-    "propagation", "scenarios", "solution", "runtime.arguments", "exact.uplink", "exact.duals",
-    "exact.sets", "exact.allocation", "exact.schemes", "exact.enumeration", "exact.search",
+    "propagation", "scenarios", "solution", "runtime.arguments",
+    "exact.equations", "exact.residuals", "exact.uplink", "exact.shares", "exact.duals",
+    "exact.sets", "exact.pricing", "exact.breakpoints", "exact.edge", "exact.relaxation",
+    "exact.allocation", "exact.schemes", "exact.enumeration", "exact.search",
     "paper.network", "learned.policy", "runtime.policies", "runtime.checkpoints", "runtime.loop",
     "learned.estimators", "paper.training", "learned.training", "paper.sweep", "batching",
     "wpmec.system", "wpmec.devices", "wpmec.bounds", "wpmec.enumeration", "wpmec.search",

@@ -14,23 +14,19 @@ import jax
 import jax.numpy as jnp
 
 from meco_jax.exact import twofold
+from meco_jax.exact.equations import NEAR, near_efficiency
+from meco_jax.exact.residuals import SHARE_UNIT
+from meco_jax.exact.shares import edge_shares, fixed_shares, least_shares, room
 from meco_jax.exact.uplink import (
     LEAST_LOG_Y,
     LEAST_POWER,
-    NEAR,
-    SHARE_UNIT,
     SMALLEST,
     Uplink,
     best_efficiency,
-    edge_shares,
     efficiency_at,
-    fixed_shares,
-    least_shares,
-    near_efficiency,
     own_price,
     pairwise_sum,
     raised_price,
-    room,
     rounding,
 )
 from meco_jax.runtime.describe import short_repr
@@ -165,10 +161,10 @@ def proven_dual(
     For all ways to send the parts ``must``, and any more of the tasks of ``free`` devices. True
     of the exact problem whose numbers are the floats given. With times t that are best at mu it
     is sum a E(t) + (1 - a) e + mu (sum a t - T), where E has all that sending costs and t the
-    fixed times, and all but the last term are positive: times
-    are taken as the floats they are, and those at full power count exactly, so that the last
-    one is exact too. Other roundings are subtracted. Nats that are best but for an error of d
-    cost d^2 / 2x more than the least, in relation.
+    fixed times, and all but the last term are positive: times are taken as the floats they are,
+    and those at full power count exactly, so that the last one is exact too. Other roundings are
+    subtracted. Nats that are best but for an error of d cost d^2 / 2x more than the least, in
+    relation.
 
     Args:
         uplink: terms of every uplink ``[K]``.
@@ -184,8 +180,47 @@ def proven_dual(
     given = (uplink, must, mu, uplink.exact.load / nats, nats >= uplink.max_efficiency, edge_price)
     uplink, must, mu, time, capped, edge_price = jax.lax.stop_gradient(given)
     mu, time, capped = twofold.computed_once((mu, time, capped))
-    exact = uplink.exact
 
+    energy, doubt, whole = _proven_terms(uplink, mu, time, capped)
+    time = jnp.where(capped, 0.0, time)
+    charged = whole if edge_price is None else whole + edge_price * uplink.edge_share
+    sent = jnp.where(free & (charged < uplink.local), 1.0, must)
+    sent = twofold.computed_once(jnp.where(uplink.usable, sent, 0.0))
+
+    shares = least_shares(uplink, sent)
+    value, spare = _proven_sums(uplink, mu, sent, time, energy, capped, shares)
+
+    doubt = jnp.where(sent > 0, sent * doubt, 0.0) + 7 * unit * (1 - sent) * uplink.local
+    tie = free & (jnp.abs(charged - uplink.local) <= 32 * unit * uplink.local)
+    doubt += jnp.where(tie, 16 * unit * uplink.local, 0.0)
+    split = (must > 0) & (must < 1) & (sent < 1)  # m is rounded
+    doubt += jnp.where(split, 8 * unit * whole, 0.0)
+    lost = jnp.where(capped, tiny / 8 + SMALLEST / uplink.max_efficiency, tiny) * shares[0]
+    doubt = pairwise_sum(doubt + mu * uplink.slot * jnp.where(sent > 0, lost, 0.0))
+    doubt += (3 + len(sent) * SHARE_UNIT) * unit * value + 4 * unit * jnp.abs(spare)
+    bound = value - spare - doubt
+    if edge_price is not None:
+        edge = edge_shares(uplink, sent)
+        left = edge_price * ((1 - jnp.sum(edge[0])) - jnp.sum(edge[1]))
+        bound = bound - left - edge_price * tiny * jnp.sum(edge[0]) - 4 * unit * jnp.abs(left)
+    return jnp.where(bound > 0, bound, 0.0)  # and where it is not a number
+
+
+def _proven_terms(
+    uplink: Uplink, mu: jax.Array, time: jax.Array, capped: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What sending each task costs in times that are best at a price, see ``proven_dual``.
+
+    Args:
+        uplink: terms of every uplink ``[K]``.
+        mu: price ``[]`` [W].
+        time: the times ``[K]`` [s].
+        capped: who sends at full power, in the fastest time instead, ``[K]`` bool.
+
+    Returns:
+        Cost but for the price, what rounding may have added to it, and cost ``[K]`` [J].
+    """
+    unit, exact = rounding(uplink), uplink.exact
     nats = exact.load / time
     grown = jnp.expm1(nats)
     energy = uplink.weight * grown / exact.gain * time
@@ -205,37 +240,42 @@ def proven_dual(
     if uplink.per_task is not None:
         energy = energy + uplink.per_task
         doubt += (6 * uplink.per_task + energy) * unit
-    whole = energy + mu * jnp.where(capped, least, taken)
-    time = jnp.where(capped, 0.0, time)
-    charged = whole if edge_price is None else whole + edge_price * uplink.edge_share
-    sent = jnp.where(free & (charged < uplink.local), 1.0, must)
-    sent = twofold.computed_once(jnp.where(uplink.usable, sent, 0.0))
+    return energy, doubt, energy + mu * jnp.where(capped, least, taken)
 
-    shares, others = least_shares(uplink, sent), fixed_shares(uplink, sent)
+
+def _proven_sums(
+    uplink: Uplink,
+    mu: jax.Array,
+    sent: jax.Array,
+    time: jax.Array,
+    energy: jax.Array,
+    capped: jax.Array,
+    shares: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """Sum costs and times in steps whose sums are exact, see ``proven_dual``.
+
+    Args:
+        uplink: terms of every uplink ``[K]``.
+        mu: price ``[]`` [W].
+        sent: parts ``[K]`` [-].
+        time: times of whole tasks ``[K]``, 0 at full power [s].
+        energy: costs of whole tasks but for the price ``[K]`` [J].
+        capped: who sends at full power ``[K]`` bool.
+        shares: ``least_shares`` of the parts.
+
+    Returns:
+        sum a E + (1 - a) e, and the price of what is left of the slot, ``[]`` [J].
+    """
+    others = fixed_shares(uplink, sent)
     part, rest = twofold.two_product(sent, time)
     spent = jnp.where(sent > 0, sent * energy, 0.0) + (1 - sent) * uplink.local
     largest = jnp.maximum(jnp.max(spent), LEAST_POWER)
     unit_time, unit_energy = (SHARE_UNIT * twofold.power_of_two(x) for x in (uplink.slot, largest))
-    steps = jnp.round(part / unit_time) * unit_time  # their sums are exact
+    steps = jnp.round(part / unit_time) * unit_time
     whole_steps = jnp.round(spent / unit_energy) * unit_energy
     coarse, fine = (jnp.sum(jnp.where(capped, *both)) for both in zip(shares, others))
     in_steps, between = jnp.sum(steps), jnp.sum(part - steps + rest)
     value, rest_value = jnp.sum(whole_steps), jnp.sum(spent - whole_steps)
     left, more = twofold.two_product(uplink.slot, 1 - coarse)
     spare = mu * ((left - in_steps) + (more - between - uplink.slot * fine))
-    value += rest_value
-
-    doubt = jnp.where(sent > 0, sent * doubt, 0.0) + 7 * unit * (1 - sent) * uplink.local
-    tie = free & (jnp.abs(charged - uplink.local) <= 32 * unit * uplink.local)
-    doubt += jnp.where(tie, 16 * unit * uplink.local, 0.0)
-    split = (must > 0) & (must < 1) & (sent < 1)  # m is rounded
-    doubt += jnp.where(split, 8 * unit * whole, 0.0)
-    lost = jnp.where(capped, tiny / 8 + SMALLEST / uplink.max_efficiency, tiny) * shares[0]
-    doubt = pairwise_sum(doubt + mu * uplink.slot * jnp.where(sent > 0, lost, 0.0))
-    doubt += (3 + len(sent) * SHARE_UNIT) * unit * value + 4 * unit * jnp.abs(spare)
-    bound = value - spare - doubt
-    if edge_price is not None:
-        edge = edge_shares(uplink, sent)
-        left = edge_price * ((1 - jnp.sum(edge[0])) - jnp.sum(edge[1]))
-        bound = bound - left - edge_price * tiny * jnp.sum(edge[0]) - 4 * unit * jnp.abs(left)
-    return jnp.where(bound > 0, bound, 0.0)  # and where it is not a number
+    return value + rest_value, spare

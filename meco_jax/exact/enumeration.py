@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from meco_jax.exact import sets, twofold
-from meco_jax.exact.allocation import finish, prepare, priced_set
+from meco_jax.exact.allocation import finish, prepare
 from meco_jax.exact.derivatives import largest, smallest, with_derivative
 from meco_jax.exact.duals import (
     PriceGrid,
@@ -25,7 +25,9 @@ from meco_jax.exact.duals import (
     saving,
     with_edge_price,
 )
-from meco_jax.exact.uplink import Uplink, pairwise_sum, resources, within
+from meco_jax.exact.pricing import priced_set
+from meco_jax.exact.shares import resources, within
+from meco_jax.exact.uplink import Uplink, pairwise_sum
 from meco_jax.runtime.describe import short_repr
 from meco_jax.solution import Solution
 from meco_jax.system import System

@@ -12,18 +12,11 @@ import jax.numpy as jnp
 
 from meco_jax import system as sy
 from meco_jax.exact import sets
-from meco_jax.exact.allocation import finish, prepare, priced_set
+from meco_jax.exact.allocation import finish, prepare
 from meco_jax.exact.duals import PriceGrid, price_grid
-from meco_jax.exact.uplink import (
-    FIT_TOLERANCE,
-    Uplink,
-    cost_spent,
-    fits,
-    local_at,
-    priced_cost,
-    resources,
-    within,
-)
+from meco_jax.exact.pricing import priced_set
+from meco_jax.exact.shares import FIT_TOLERANCE, fits, resources, within
+from meco_jax.exact.uplink import Uplink, cost_spent, local_at, priced_cost
 from meco_jax.solution import Solution
 from meco_jax.system import System
 

@@ -12,14 +12,14 @@ import numpy as np
 from meco_jax import system as sy
 from meco_jax.exact.duals import PriceGrid, price_grid, saving
 from meco_jax.exact.enumeration import COARSE
+from meco_jax.exact.equations import excess
+from meco_jax.exact.shares import FIT_TOLERANCE
 from meco_jax.exact.uplink import (
-    FIT_TOLERANCE,
     FREE,
     LEAST_POWER,
     Uplink,
     device_energy,
     efficiency_at,
-    excess,
     local_at,
     log_price,
     make_uplink,
@@ -300,7 +300,7 @@ def allocate_on_host(p: Uplink, chosen: np.ndarray) -> tuple[float, np.ndarray, 
         own = p.slot if q.fixed_time is None else np.maximum(p.slot - q.fixed_time, 1e-6 * p.slot)
         low = float(np.max(log_price(q, np.minimum(q.load / own, q.max_efficiency), np)))
         shift = None if q.per_time is None else q.per_time.max()
-        for _ in range(HOST_STEPS):  # as in allocation.slot_price
+        for _ in range(HOST_STEPS):  # as in pricing.slot_price
             nats = efficiency_at(q, low, np)
             slow = nats < q.max_efficiency
             used = (q.load / nats)[slow]
@@ -354,7 +354,7 @@ def _middle_price(p: Uplink, forced: np.ndarray) -> float:
     """Find about where L(mu) is largest: ln mu [ln W].
 
     The first price, of those where a device turns local or caps, at which the slot suffices, as
-    in ``allocation.relax``.
+    in ``relaxation.relax``.
     """
     turns = np.where(forced, np.inf, switch_price(p, np))
     wanted = p.usable & (turns > -np.inf)

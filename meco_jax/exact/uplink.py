@@ -1,4 +1,4 @@
-"""The uplink of each device: everything with e^x, and the rule of what fits the slot.
+"""The uplink of each device: what it can do, and what it does and costs at a price of the slot.
 
 At x nats per symbol device k sends its task in t = D / (w x) with power p = (e^x - 1) / g and
 pays t (beta p + mu) at a price mu [W] of slot time; the best x solves
@@ -10,7 +10,6 @@ float64 search on the host uses the same formulas.
 
 from __future__ import annotations
 
-import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,24 +17,22 @@ import jax
 import jax.numpy as jnp
 
 from meco_jax import system as sy
-from meco_jax.exact import twofold
 from meco_jax.exact.derivatives import at_best
+from meco_jax.exact.equations import (
+    band_nats,
+    excess,
+    nats_with_fixed,
+    near_efficiency,
+    solve_band,
+)
+from meco_jax.exact.residuals import Exact, exact_on_host, exact_terms, fixed_numbers, rests
 from meco_jax.runtime.describe import short_repr
 from meco_jax.system import System
 
-FIT_TOLERANCE = 5e-7  # a set whose fastest times exceed the slot by less still fits [-]
-NEAR = 2.1e-4  # largest relative error of ``near_efficiency``, fitted for ln y up to 100
-SMALL_Y = (0.0, 1.0, 0.30338298, 0.00338781), (1.0, 0.63568729, 0.06587861)  # in sqrt(2 y)
-LARGE_Y = (1.20830537, 0.364993291, 0.178662429, 0.0), (1.0, 0.182570117, -1.46422376e-5)  # ln y
-BETWEEN = 3.6  # ln y where the two meet
-EXCESS = [(-1) ** n / math.factorial(n) for n in range(12, 1, -1)]  # of x^10, ... x, 1
 LEAST_POWER = 1e-37  # less has no digits in float32; a task is through sooner with it [W]
 LEAST_LOG_Y = -80.0  # x^2 must not underflow; at x = 6e-18 and below energies are the same
-SHARE_UNIT = 2.0**-20  # sums of its multiples are exact in float32, in any order, up to 16 slots
 SMALLEST = 1e-36  # the rests of numbers so small are lost [-]
 FREE = -200.0  # logarithm of a price of nothing [ln W]
-BAND_STEPS = 5  # Newton's, for what the band's share lets through at full power
-FIXED_STEPS = 8  # Newton's, for the switching price where a sent task takes a fixed time
 
 
 @short_repr
@@ -45,20 +42,6 @@ class Terms(NamedTuple):
     per_time: jax.Array | None  # while it sends [W]
     per_task: jax.Array | None  # if it sends [J]
     local: jax.Array  # if it does not [J]
-
-
-@short_repr
-class Exact(NamedTuple):
-    """What single floats of ``Uplink`` leave away, ``[K]`` each; constants to derivatives."""
-
-    load: jax.Array  # the float of the same name [s nat]
-    gain: jax.Array  # the float of the same name [1/W]
-    load_rest: jax.Array  # what the true one has more, in relation [-]
-    gain_rest: jax.Array  # the same [-]
-    coarse: jax.Array  # (t_min + d) / T, a multiple of SHARE_UNIT, infinite out of reach [-]
-    fine: jax.Array  # the rest of it [-]
-    fixed: twofold.Pair | None = None  # d / T, in the same way
-    edge: twofold.Pair | None = None  # B C / F, in the same way
 
 
 @short_repr
@@ -99,15 +82,14 @@ def make_uplink(system: System, h: Any, xp: ModuleType = jnp) -> Uplink:
         max_efficiency = xp.log1p(system.max_power * gain)
     else:
         max_efficiency = _band_efficiency(system, gain, load, xp)
-    heard = (
-        max_efficiency * (1e12 * system.slot) > load
-    )  # slower is as good as never, and overflows
+    # Slower is as good as never, and overflows.
+    heard = max_efficiency * (1e12 * system.slot) > load
     usable = heard & (load > 0)
     # 1 stands in where nothing is sent: values and gradients stay finite under the masks.
     used_load, used_nats = xp.where(usable, load, 1.0), xp.where(usable, max_efficiency, 1.0)
     used_gain, used_weight = xp.where(usable, gain, 1.0), xp.where(usable, system.weight, 1.0)
     if system.access == "fdma" and xp is jnp:  # at few nats the floats alone tell it badly
-        more = _rests(*_given(system, h, used_load, used_gain, used_nats))[2]
+        more = rests(*fixed_numbers(system, h, used_load, used_gain, used_nats))[2]
         more = jnp.where(usable & (jnp.abs(more) < 1e-3), more, 0.0)
         used_nats = used_nats * (1 + jax.lax.stop_gradient(more))
     out_of_reach = xp.where(load > 0, xp.inf, 0.0)
@@ -119,9 +101,9 @@ def make_uplink(system: System, h: Any, xp: ModuleType = jnp) -> Uplink:
         max_power = max_power * slot / (used_load / used_nats)
     costs = _costs(system, usable, xp)
     if xp is jnp:
-        exact = _exact(system, h, usable, used_load, used_gain, used_nats)
+        exact = exact_terms(system, h, usable, used_load, used_gain, used_nats)
     else:
-        exact = _exact_on_host(used_load, used_gain, min_time / slot, slot, costs)
+        exact = exact_on_host(used_load, used_gain, min_time / slot, slot, costs)
     return Uplink(
         usable=usable,
         load=used_load,
@@ -191,238 +173,8 @@ def _band_efficiency(system: System, gain: Any, load: Any, xp: ModuleType) -> An
     ratio = system.max_power * gain * system.slot / xp.where(load > 0, load, 1.0)
     reached = (ratio > 1) & (load > 0)
     log_ratio = xp.log(xp.where(reached, ratio, 2.0))
-    nats = _band_nats(log_ratio) if xp is jnp else _solve_band(log_ratio, xp)
+    nats = band_nats(log_ratio) if xp is jnp else solve_band(log_ratio, xp)
     return xp.where(reached, nats, 0.0)
-
-
-@jax.custom_jvp
-def _band_nats(log_ratio: jax.Array) -> jax.Array:
-    return _solve_band(log_ratio, jnp)
-
-
-@_band_nats.defjvp
-def _band_nats_rule(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    nats = _band_nats(*primals)
-    return nats, tangents[0] / _band_slope(nats, jnp)
-
-
-def _solve_band(log_ratio: Any, xp: ModuleType) -> Any:
-    """Solve ln((e^x - 1) / x) = ``log_ratio`` > 0 for x.
-
-    The left side is convex and rises by 1/2 to 1, from 0 at x = 0: Newton's method falls from
-    2 ``log_ratio``, which is beyond the root, and does not pass it.
-    """
-    x = 2 * log_ratio
-    for _ in range(BAND_STEPS):
-        error = x + xp.log(-xp.expm1(-x) / x) - log_ratio
-        x = xp.maximum(x - error / _band_slope(x, xp), log_ratio)
-    return x
-
-
-def _band_slope(nats: Any, xp: ModuleType) -> Any:
-    """d ln((e^x - 1) / x) / dx = (x - 1 + e^-x) / (x (1 - e^-x)), 1/2 to 1."""
-    return excess(nats, xp) / (-nats * xp.expm1(-nats))
-
-
-def _exact_on_host(load: Any, gain: Any, share: Any, slot: Any, costs: dict[str, Any]) -> Exact:
-    """Float64 is exact enough as it is."""
-    nothing = 0.0 * load
-    fixed, edge = costs["fixed_time"], costs.get("edge_share")
-    return Exact(
-        load=load,
-        gain=gain,
-        load_rest=nothing,
-        gain_rest=nothing,
-        coarse=share if fixed is None else share + fixed / slot,
-        fine=nothing,
-        fixed=None if fixed is None else (fixed / slot, nothing),
-        edge=None if edge is None else (edge, nothing),
-    )
-
-
-def _exact(
-    system: System,
-    h: jax.Array,
-    usable: jax.Array,
-    load: jax.Array,
-    gain: jax.Array,
-    nats: jax.Array,
-) -> Exact:
-    """Compute what rounding took from load, gain and fastest times: ``[K]``.
-
-    Each residual is that of the equation which defines the number, in pairs of floats.
-    """
-    system, h, load, gain, nats, log_base = _given(system, h, load, gain, nats)
-    load_rest, gain_rest, more_nats = _rests(system, h, load, gain, nats, log_base)
-    share = load / (system.slot * nats)
-    fastest = twofold.two_product(system.slot, nats)
-    used = twofold.two_product(share, fastest[0])
-    left = ((load - used[0]) - used[1] - share * fastest[1]) / load
-    load_rest, gain_rest, rest = (
-        jnp.where(usable & (jnp.abs(x) < 1e-4), x, 0.0)
-        for x in (load_rest, gain_rest, left + load_rest - more_nats)
-    )
-    coarse = jnp.round(share / SHARE_UNIT) * SHARE_UNIT
-    fine = (share - coarse) + share * rest
-    added: dict[str, twofold.Pair] = {}
-    if system.fixed_time is not None:
-        share = system.fixed_time / system.slot
-        pair = _in_units(
-            share, _excess_of(system.fixed_time, jnp.ones_like(share), share, system.slot)
-        )
-        coarse, fine = coarse + pair[0], fine + pair[1]
-        added["fixed"] = pair
-    if system.edge_cycles is not None:
-        share = system.task_bits * system.cycles_per_bit / system.edge_cycles
-        rest = _excess_of(system.task_bits, system.cycles_per_bit, share, system.edge_cycles)
-        pair = _in_units(share, rest)
-        added["edge"] = pair
-    out_of_reach = jnp.where(system.active & (system.task_bits > 0), jnp.inf, 0.0)
-    exact = Exact(
-        load=load,
-        gain=gain,
-        load_rest=load_rest,
-        gain_rest=gain_rest,
-        coarse=jnp.where(usable, coarse, out_of_reach),
-        fine=jnp.where(usable, fine, 0.0),
-        **{n: tuple(jnp.where(usable, x, 0.0) for x in pair) for n, pair in added.items()},  # type: ignore[arg-type]
-    )
-    return jax.lax.optimization_barrier(exact)
-
-
-def _in_units(share: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cut a share, which truly has the part ``rest`` more, into whole ``SHARE_UNIT`` and less."""
-    whole = jnp.round(share / SHARE_UNIT) * SHARE_UNIT
-    return whole, (share - whole) + jnp.where(jnp.abs(rest) < 1e-4, share * rest, 0.0)
-
-
-def _given(system: System, h: Any, load: Any, gain: Any, nats: Any) -> tuple[Any, ...]:
-    """Fix numbers: in two places compilers may round the same one in two ways."""
-    log_base = jnp.log(system.log_base)
-    given = jax.lax.stop_gradient((load, gain, nats, log_base, system, h))
-    load, gain, nats, log_base, system, h = jax.lax.optimization_barrier(given)
-    load, gain, nats, log_base = twofold.computed_once((load, gain, nats, log_base))
-    return system, h, load, gain, nats, log_base
-
-
-def _rests(
-    system: System, h: jax.Array, load: jax.Array, gain: jax.Array, nats: jax.Array, log_base: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What the true load, gain and x_max have more than their floats, in relation: ``[K]`` [-]."""
-    all_nats = jnp.append(jnp.minimum(nats, 87.0), log_base)
-    growth = twofold.expm1(all_nats)
-    grown, last = (growth[0][:-1], growth[1][:-1]), (growth[0][-1], growth[1][-1])
-
-    more_base = ((system.log_base - 1 - last[0]) - last[1]) / (system.log_base * log_base)
-    load_rest = _excess_of(system.task_bits, log_base, load, system.bandwidth) + more_base
-    scale = 2.0**24  # exact, and keeps the squares of small gains from underflow
-    noise = system.noise_power * scale * scale
-    gain_rest = _excess_of(h * scale, h * scale, gain, noise)
-    power = twofold.two_product(system.max_power, gain)
-    if system.access == "tdma":
-        more = (power[0] - grown[0]) + (power[1] - grown[1]) + gain_rest * power[0]
-        more = more / (1 + grown[0])
-        more_nats = more * (1 - more / 2) / nats
-    else:  # (e^x - 1) l = p_max g T x
-        nothing = jnp.zeros_like(nats)
-        taken = twofold.multiply(grown, (load, nothing))
-        given_energy = twofold.multiply(power, twofold.two_product(system.slot, nats))
-        more = (given_energy[0] - taken[0]) + (given_energy[1] - taken[1])
-        more = more / jnp.where(taken[0] > 0, taken[0], 1.0) + gain_rest - load_rest
-        more_nats = more / (_band_slope(nats, jnp) * nats)
-
-    return load_rest, gain_rest, more_nats
-
-
-def _excess_of(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> jax.Array:
-    """(a b - c d) / (a b), without cancellation where both are nearly equal."""
-    left, right = twofold.two_product(a, b), twofold.two_product(c, d)
-    return ((left[0] - right[0]) + (left[1] - right[1])) / jnp.where(left[0] != 0, left[0], 1.0)
-
-
-def least_shares(
-    uplink: Uplink, offload: jax.Array, xp: ModuleType = jnp
-) -> tuple[jax.Array, jax.Array]:
-    """Compute the least part of the slot that each part ``offload`` takes, ``[K]`` [-].
-
-    Returns:
-        A multiple of ``SHARE_UNIT``, infinite out of reach, and the rest of it.
-    """
-    return _parts_of(uplink, (uplink.exact.coarse, uplink.exact.fine), offload, xp)
-
-
-def fixed_shares(uplink: Uplink, offload: jax.Array) -> tuple[Any, Any]:
-    """Compute what of ``least_shares`` is not the sending time, d / T, ``[K]`` or 0 [-]."""
-    if uplink.exact.fixed is None:
-        return 0.0, 0.0
-    return _parts_of(uplink, uplink.exact.fixed, offload, jnp)
-
-
-def edge_shares(uplink: Uplink, offload: jax.Array, xp: ModuleType = jnp) -> tuple[Any, Any]:
-    """Compute what parts take of the edge's cycles, as ``least_shares``, ``[K]`` or 0 [-]."""
-    if uplink.exact.edge is None:
-        return 0.0, 0.0
-    return _parts_of(uplink, uplink.exact.edge, offload, xp)
-
-
-def _parts_of(
-    uplink: Uplink, whole: twofold.Pair, offload: jax.Array, xp: ModuleType
-) -> twofold.Pair:
-    all_coarse, all_fine = whole
-    if offload.dtype == bool:
-        return xp.where(offload, all_coarse, 0.0), xp.where(offload, all_fine, 0.0)
-    sent = offload > 0
-    coarse = jnp.where(sent & uplink.usable, all_coarse, 0.0)
-    share, rest = twofold.two_product(offload, coarse)
-    units = jnp.round(share / SHARE_UNIT) * SHARE_UNIT
-    fine = (share - units) + (rest + offload * all_fine)
-    units, fine = jax.lax.stop_gradient((units, jnp.where(sent, fine, 0.0)))
-    return jnp.where(sent & ~uplink.usable, all_coarse, units), fine
-
-
-def resources(uplink: Uplink, xp: ModuleType = jnp) -> jax.Array:
-    """What each device takes at least of the slot, and of the edge if its cycles are limited.
-
-    Returns:
-        ``[2, K]``, or ``[4, K]``: shares in multiples of ``SHARE_UNIT`` and their rests [-].
-    """
-    rows = [*least_shares(uplink, uplink.usable, xp)]
-    if uplink.edge_share is not None:
-        rows += edge_shares(uplink, uplink.usable, xp)
-    return xp.stack(rows)
-
-
-def within(used: jax.Array) -> jax.Array:
-    """Tell which sums of ``resources``, ``[2, ...]`` or ``[4, ...]``, are there: ``[...]`` bool."""
-    enough = (1 - used[0]) - used[1] >= -FIT_TOLERANCE
-    for row in range(2, len(used), 2):
-        enough &= (1 - used[row]) - used[row + 1] >= -FIT_TOLERANCE
-    return enough
-
-
-def room(
-    shares: tuple[jax.Array, jax.Array], members: jax.Array, xp: ModuleType = jnp
-) -> jax.Array:
-    """Compute what some of ``least_shares`` leave of the slot, less than 0 if they exceed it.
-
-    Args:
-        shares: of ``[K]``.
-        members: which of them to count ``[K]`` bool.
-        xp: jax.numpy, or numpy.
-    """
-    coarse, fine = (xp.sum(xp.where(members, share, 0.0)) for share in shares)
-    return (1 - coarse) - fine
-
-
-def fits(uplink: Uplink, offload: jax.Array) -> jax.Array:
-    """Tell whether a decision ``[K]`` fits: sum a (t_min + d) <= T, and C6: bool."""
-    sent = offload if offload.dtype == bool else offload > 0
-    fit = room(least_shares(uplink, offload), sent) >= -FIT_TOLERANCE
-    if uplink.edge_share is not None:
-        fit &= room(edge_shares(uplink, offload), sent) >= -FIT_TOLERANCE
-    return fit
 
 
 def log_price(uplink: Uplink, nats: jax.Array, xp: ModuleType = jnp) -> jax.Array:
@@ -502,25 +254,6 @@ def _efficiency(uplink: Uplink, log_own: Any, xp: ModuleType) -> Any:
     return xp.minimum(x, uplink.max_efficiency)
 
 
-def near_efficiency(log_y: Any, xp: ModuleType = jnp) -> Any:
-    """Nats x per symbol that are best at ln y > -90, to ``NEAR`` of them, by two fractions."""
-    small = log_y < BETWEEN
-    root = xp.exp((xp.minimum(log_y, BETWEEN) + math.log(2)) / 2)  # x ~ sqrt(2 y) for small y
-    u = xp.where(small, root, log_y)
-    top, bottom = (_polynomial(u, small, *pair, xp) for pair in zip(SMALL_Y, LARGE_Y))
-    return top / bottom
-
-
-def _polynomial(
-    u: Any, small: Any, these: tuple[float, ...], others: tuple[float, ...], xp: ModuleType
-) -> Any:
-    """Evaluate ``these`` coefficients, from u^0 on, at u where it is ``small``, else ``others``."""
-    value = 0.0
-    for pair in reversed([*zip(these, others)]):
-        value = value * u + xp.where(small, *pair)
-    return value
-
-
 @_best_efficiency.defjvp
 def _best_efficiency_rule(
     primals: tuple[Uplink, jax.Array], tangents: tuple[Uplink, jax.Array]
@@ -583,7 +316,7 @@ def switch_price(uplink: Uplink, xp: ModuleType = jnp) -> jax.Array:
         beyond = reached * xp.expm1(xp.minimum(nats - reached, 80.0))
     else:
         fixed = uplink.fixed_time / uplink.load
-        reached = xp.minimum(_nats_with_fixed(nats, fixed, xp), uplink.max_efficiency)
+        reached = xp.minimum(nats_with_fixed(nats, fixed, xp), uplink.max_efficiency)
         rest = excess(reached, xp)
         over = xp.where(
             reached < uplink.max_efficiency, 0.0, nats - reached - xp.log1p(fixed * rest)
@@ -596,23 +329,6 @@ def switch_price(uplink: Uplink, xp: ModuleType = jnp) -> jax.Array:
     price = xp.exp(xp.minimum(log_own, 85.0)) - uplink.per_time
     never |= price <= SMALLEST
     return xp.where(never, -xp.inf, xp.log(xp.where(never, 1.0, price)))
-
-
-def _nats_with_fixed(total: Any, fixed: Any, xp: ModuleType) -> Any:
-    """Solve x + ln(1 + r (x - 1 + e^-x)) = ``total`` > 0 for x, r = ``fixed``, ``[K]`` [nat].
-
-    Newton's method, kept between bounds on the root: x - 1 + e^-x is at most (e^total - 1) / r.
-    """
-    grown = xp.expm1(xp.minimum(total, 80.0)) / xp.where(fixed > 0, fixed, 1.0)
-    high = xp.where(fixed > 0, xp.minimum(total, xp.sqrt(2 * grown) + grown), total)
-    low, x = 0.0 * high, high
-    for _ in range(FIXED_STEPS):
-        rest = 1 + fixed * excess(x, xp)
-        error = x + xp.log(rest) - total
-        low, high = xp.where(error < 0, x, low), xp.where(error < 0, high, x)
-        step = x - error / (1 - fixed * xp.expm1(-x) / rest)
-        x = xp.where((step > low) & (step <= high), step, (low + high) / 2)
-    return x
 
 
 def send_power(uplink: Uplink, offload: jax.Array, time: jax.Array) -> jax.Array:
@@ -660,12 +376,3 @@ def pairwise_sum(terms: jax.Array, xp: ModuleType = jnp) -> jax.Array:
 def rounding(uplink: Uplink) -> float:
     """Largest relative error of one operation."""
     return float(jnp.finfo(uplink.load.dtype).eps) / 2
-
-
-def excess(nats: Any, xp: ModuleType = jnp) -> Any:
-    """x - 1 + e^-x for x > 0, without cancellation, of any shape."""
-    small = xp.where(nats < 1, nats, 0.0)
-    series = xp.zeros_like(small)
-    for coefficient in EXCESS:
-        series = series * small + coefficient
-    return xp.where(nats < 1, small * small * series, (nats - 1) + xp.exp(-nats))

@@ -19,8 +19,10 @@ from flax import struct
 
 from meco_jax import system as sy
 from meco_jax.exact import sets
-from meco_jax.exact.allocation import Relaxed, finish, prepare, slot_time
+from meco_jax.exact.allocation import finish, prepare
 from meco_jax.exact.duals import price_grid
+from meco_jax.exact.pricing import slot_time
+from meco_jax.exact.relaxation import Relaxed
 from meco_jax.exact.schemes import cheapest, prefixes_of
 from meco_jax.exact.uplink import Uplink, local_at, priced_cost, raised_price, usual_shift
 from meco_jax.paper.network import Variables, widen

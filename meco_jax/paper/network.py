@@ -18,8 +18,9 @@ from flax import linen as nn
 from flax import struct
 
 from meco_jax import system as sy
-from meco_jax.exact.allocation import relax
-from meco_jax.exact.uplink import FIT_TOLERANCE, make_uplink
+from meco_jax.exact.relaxation import relax
+from meco_jax.exact.shares import FIT_TOLERANCE
+from meco_jax.exact.uplink import make_uplink
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.settings import moves_data
 from meco_jax.solution import Solution

@@ -15,7 +15,8 @@ import optax
 from flax import struct
 
 from meco_jax import system as sy
-from meco_jax.exact.uplink import fits, make_uplink
+from meco_jax.exact.shares import fits
+from meco_jax.exact.uplink import make_uplink
 from meco_jax.paper import network as nw
 from meco_jax.paper.network import Decision, Network, Policy, Role
 from meco_jax.runtime.checks import outside_traces, require

@@ -17,7 +17,7 @@ from flax import struct
 from jax.scipy.special import i0e, ndtri
 
 from meco_jax import system as sy
-from meco_jax.exact.allocation import relax
+from meco_jax.exact.relaxation import relax
 from meco_jax.exact.uplink import local_at, make_uplink, priced_cost
 from meco_jax.runtime.checks import is_traced, one_number, refuse, require
 from meco_jax.runtime.describe import short_repr

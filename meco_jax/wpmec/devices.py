@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from meco_jax.exact.derivatives import at_best, with_derivative
+from meco_jax.exact.equations import excess
 from meco_jax.exact.uplink import efficiency_at as efficiency_of_uplink
-from meco_jax.exact.uplink import excess, pairwise_sum
+from meco_jax.exact.uplink import pairwise_sum
 from meco_jax.runtime.describe import short_repr
 from meco_jax.wpmec.system import WPMEC
 
