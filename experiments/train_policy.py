@@ -33,8 +33,9 @@ flags.DEFINE_integer("width", DEFAULT.network.width, "of the network's layers", 
 flags.DEFINE_integer("rounds", DEFAULT.network.rounds, "of the network", lower_bound=1)
 flags.DEFINE_enum("gradient", str(DEFAULT.gradient), sorted(GRADIENTS), "gradient estimator")
 flags.DEFINE_list(
-    "batches", [f"{n}x{k}" for n, k in DEFAULT.batches], "channels x devices of a step's parts"
-)
+    "batches", [f"{n}x{k}" + "".join(f":{x}" for x in access) for n, k, *access in DEFAULT.batches],
+    "channels x devices of a step's parts; of all fields, with :tdma or :fdma",
+)  # fmt: skip
 flags.DEFINE_float("save_seconds", 20.0, "least time between two checkpoints [s]", lower_bound=0)
 
 
@@ -79,19 +80,22 @@ def main(argv: list[str]) -> None:
 
 def read_config() -> PolicyConfig:
     """Read the settings from the flags, or stop with a line."""
-    pairs = [re.fullmatch(r"([0-9]+)x([0-9]+)", text) for text in FLAGS.batches]
+    parts = [re.fullmatch(r"([0-9]+)x([0-9]+)(?::(\w+))?", text) for text in FLAGS.batches]
     try:
         return check_policy_config(
             PolicyConfig(
                 learning_rate=FLAGS.learning_rate,
                 gradient=FLAGS.gradient,
-                batches=tuple((int(pair[1]), int(pair[2])) if pair else (0, 0) for pair in pairs),
+                batches=tuple(
+                    (int(part[1]), int(part[2]), *filter(None, (part[3],))) if part else (0, 0)
+                    for part in parts
+                ),
                 network=DeviceNetwork(FLAGS.width, FLAGS.rounds),
                 epochs=FLAGS.epochs,
             )
         )
     except ValueError as error:
-        rule = f"--batches must be like 256x24,32x64; got {','.join(FLAGS.batches) or 'none'}"
+        rule = f"--batches must be like 256x24,32x20:fdma; got {','.join(FLAGS.batches) or 'none'}"
         common.stop(rule if "batches" in str(error) else common.as_flags(error))
 
 

@@ -18,6 +18,7 @@ from meco_jax.runtime.policies import load_policy, pretrained, save_policy
 from meco_jax.scenarios import (
     drop_devices,
     sample_channels,
+    sample_mixtures,
     sample_systems,
     scale_frequency,
     table1,
@@ -51,6 +52,7 @@ __all__ = [
     "pretrained",
     "repair",
     "sample_channels",
+    "sample_mixtures",
     "sample_systems",
     "save_policy",
     "scale_frequency",

@@ -230,6 +230,60 @@ def sample_systems(key: jax.Array | int, num: int, num_devices: int) -> tuple[Sy
     return check_system(systems), jnp.sqrt(power_gain).astype(jnp.result_type(float))
 
 
+@moves_data
+def sample_mixtures(
+    key: jax.Array | int, num: int, num_devices: int, access: str = "tdma"
+) -> tuple[System, jax.Array]:
+    """Draw systems of the whole family of THEORY.md, section 10, as ``sample_systems`` does.
+
+    Each field beyond plain P1 counts in half of the systems, and is neutral in the others: power
+    limits of 0.01-1 W and noises over two decades, chips, circuit power, fixed times and energies,
+    weights of delay, each device's own, and an edge with 30-100 % of the cycles of all tasks.
+
+    Args:
+        key: PRNG key, consumed.
+        num: number of systems N.
+        num_devices: largest K.
+        access: "tdma" or "fdma".
+
+    Returns:
+        Systems with ``[N, K]`` and ``[N]`` fields, and amplitude gains ``[N, K]`` [-].
+
+    Raises:
+        ValueError: if ``key`` is neither, or there is no such ``access``.
+    """
+    plain_key, own_key = jax.random.split(as_key("key", key))
+    plain, h = sample_systems(plain_key, num, num_devices)
+    keys = iter(jax.random.split(own_key, 20))
+    each, device = (num, 1), (num, num_devices)
+
+    def spread(low: float, high: float, shape: tuple[int, int] = device) -> jax.Array:
+        ends = math.log(low), math.log(high)
+        return jnp.exp(jax.random.uniform(next(keys), shape, jnp.float32, *ends))
+
+    def maybe(value: jax.Array, neutral: Any = 0.0) -> jax.Array:
+        there = jax.random.uniform(next(keys), each, jnp.float32) < jnp.float32(0.5)
+        return jnp.where(there, value, neutral)
+
+    tasks = jnp.where(plain.active, plain.task_bits * plain.cycles_per_bit, 0.0)
+    cycles = jnp.sum(tasks, axis=1, keepdims=True)
+    number = jnp.sum(plain.active, axis=1, keepdims=True, dtype=jnp.float32)
+    slots = plain.slot[:, None] / jnp.maximum(number / 20, 1.0)
+    limit = float(System.max_power)
+    systems = plain.replace(
+        max_power=maybe(spread(0.01, 1.0), limit),
+        noise_power=maybe(spread(1e-10, 1e-8), 1e-9),
+        chip=maybe(spread(3e-29, 3e-28), 1e-28),
+        circuit_power=maybe(spread(1e-3, 1.0)),
+        fixed_time=maybe(slots * spread(1e-4, 0.15)),
+        fixed_energy=maybe(spread(1e-4, 0.1)),
+        delay_weight=maybe(spread(1e-3, 3.0)),
+        edge_cycles=maybe(cycles * spread(0.3, 1.0, each), 100 * cycles)[:, 0],
+        access=access,
+    )
+    return check_system(systems), h
+
+
 def _device_keys(key: jax.Array, num_devices: int) -> jax.Array:
     """One key per device that depends on (key, i) only: ``[K]`` keys."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_devices))

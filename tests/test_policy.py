@@ -1,4 +1,5 @@
 import itertools
+import json
 import subprocess
 import sys
 from functools import partial
@@ -25,7 +26,8 @@ from meco_jax import (
     train_policy,
 )
 from meco_jax.learned.estimators import energy
-from meco_jax.learned.policy import DeviceNetwork, flips, init_params
+from meco_jax.learned.policy import FEATURES, FIRST_FEATURES, DeviceNetwork, flips, init_params
+from meco_jax.learned.training import advance_policy, start_policy
 from meco_jax.runtime import policies
 from meco_jax.runtime.checkpoints import OtherRunError
 from meco_jax.system import leaves
@@ -140,6 +142,18 @@ def test_flips_turn_the_least_certain():
     assert flips(base, jnp.zeros(3), 5).shape == (8, 3)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fields": ("power",)}, "fields must be among noise_power, .*; got 'power'"),
+        ({"access": "cdma"}, "access must be one of tdma, fdma; got 'cdma'"),
+    ],
+)
+def test_bad_exports_are_named(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        pretrained().export(tmp_path / "policy.bin", 3, **changes)
+
+
 @pytest.mark.parametrize("effort", [-1, 13, 1.5, None])
 def test_bad_effort_is_named(effort):
     with pytest.raises(ValueError, match="effort must be an integer from 0 to 12; got"):
@@ -199,6 +213,15 @@ def test_an_own_estimator_trains_and_is_known_by_its_name(tmp_path):
             train_policy(0, config.replace(gradient=unnamed), folder=tmp_path)
 
 
+def test_parts_of_the_whole_family_are_drawn():
+    """All of it is traced, nothing is compiled."""
+    config = TINY.replace(batches=((8, 6), (4, 3, "tdma"), (4, 3, "fdma")))
+    start = jax.eval_shape(partial(start_policy, config=config), jax.random.key(0))
+    run, metrics = jax.eval_shape(partial(advance_policy, config=config), start, 0)
+    assert jax.tree.map(np.shape, run) == jax.tree.map(np.shape, start)
+    assert metrics["loss"].shape == ()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -208,6 +231,7 @@ def test_an_own_estimator_trains_and_is_known_by_its_name(tmp_path):
         ({"learning_rate": -1.0}, r"config.learning_rate must be finite and at least 0; got -1"),
         ({"epochs": 0}, r"config.epochs must be at least 1; got 0"),
         ({"batches": ((8, 0),)}, r"config.batches must be pairs of at least 1; got"),
+        ({"batches": ((8, 6, "cdma"),)}, r"must be pairs, or with one of tdma, fdma; got 'cdma'"),
     ],
 )
 def test_bad_settings_are_named(changes, message):
@@ -228,6 +252,23 @@ def test_policy_survives_a_file(untrained, tmp_path):
         load_policy(tmp_path / "bad.npz")
 
 
+def test_weights_of_an_older_version(untrained, tmp_path):
+    """Which had no features of C6, as if it had: these are 0 without it."""
+    path, more = tmp_path / "p.npz", FEATURES - FIRST_FEATURES
+    save_policy(path, untrained)
+    content = dict(np.load(path))
+    settings = json.loads(str(content.pop("settings")))
+    assert settings.pop("features") == FEATURES
+    for name, values in content.items():  # the first layer's and the last one's
+        if len(values) in (FEATURES, untrained.network.width + FEATURES):
+            content[name] = values[:-more]
+    np.savez(path, **content, settings=json.dumps(settings))
+    system, h = table1(4), jnp.array([1e-3, 5e-4, 2e-3, 1e-4])
+    loaded = load_policy(path)
+    assert isinstance(loaded, GeneralPolicy)
+    np.testing.assert_array_equal(loaded.scores(system, h), untrained.scores(system, h))
+
+
 def test_shipped_file_says_how_it_was_made():
     path = Path(meco_jax.__file__).parent / policies.PRETRAINED
     assert path.stat().st_size < 1e6
@@ -236,8 +277,9 @@ def test_shipped_file_says_how_it_was_made():
 
 def test_export_needs_jax_alone(tmp_path):
     """A process that imports jax and no package of ours answers as solve does."""
-    system, path = table1(5), tmp_path / "policy.bin"
-    pretrained().export(path, num_devices=5, effort=2)
+    system, path = table1(5).replace(max_power=np.linspace(0.1, 0.2, 5)), tmp_path / "policy.bin"
+    system = system.replace(circuit_power=np.full(5, 0.1))
+    pretrained().export(path, num_devices=5, effort=2, fields=("max_power", "circuit_power"))
     h = sample_channels(jax.random.key(0), system, 7)
     arrays = {n: x if n == "active" else np.float32(x) for n, x in leaves(system).items()}
     fields = {n: np.broadcast_to(x, (7, *np.shape(x))) for n, x in arrays.items()}

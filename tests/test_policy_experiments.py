@@ -33,7 +33,7 @@ def test_train_policy_goes_on_and_is_refused(tmp_path):
         ("--gradient=sign", "--gradient must be best_flips to go on"),
         ("--width=9", "--width must be 8 to go on"),
         ("--epochs=0", "--epochs"),
-        ("--batches=8,4", "--batches must be like 256x24,32x64; got 8,4"),
+        ("--batches=8,4", "--batches must be like 256x24,32x20:fdma; got 8,4"),
     ):
         result = inside(*tiny, flag, script="train_policy")
         assert result.returncode

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meco_jax import sample_channels, sample_systems, table1, train, train_policy
+from meco_jax import sample_channels, sample_mixtures, sample_systems, table1, train, train_policy
 from meco_jax.runtime.settings import as_key
+from meco_jax.system import ADDED_PER_DEVICE
 
 
 def test_fewer_devices_are_a_prefix():
@@ -36,6 +37,22 @@ def test_channels_are_rayleigh(key):
     # exponential: P(x > mean) = 1 / e, variance = mean^2
     assert np.mean(power_gain > 1e-6) == pytest.approx(np.exp(-1), abs=0.005)
     assert np.std(power_gain) == pytest.approx(1e-6, rel=0.02)
+
+
+def test_mixtures_extend_the_plain_draw(key):
+    """Each field counts in half of the systems."""
+    system, h = sample_mixtures(key, 400, 6, access="fdma")
+    plain, same = sample_systems(jax.random.split(jax.random.key(0))[0], 400, 6)
+    np.testing.assert_array_equal(h, same)
+    np.testing.assert_array_equal(system.task_bits, plain.task_bits)
+    assert system.access == "fdma"
+    cycles = np.sum(np.where(system.active, system.task_bits * system.cycles_per_bit, 0), axis=1)
+    part = np.asarray(system.edge_cycles) / cycles
+    assert part.min() >= 0.3
+    neutral = {"max_power": 10**2.3 / 1e3, "noise_power": 1e-9, "chip": 1e-28}
+    off = [np.all(np.isclose(getattr(system, name), neutral.get(name, 0.0), atol=0), axis=1)
+           for name in (*neutral, *ADDED_PER_DEVICE)]  # fmt: skip
+    np.testing.assert_allclose(np.mean([*off, part > 1], axis=1), 0.5, atol=0.1)
 
 
 KEYS = {

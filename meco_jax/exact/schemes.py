@@ -22,6 +22,7 @@ from meco_jax.system import System
 
 COMPARING = 33, 4.0  # prices and half width [ln W] of the grid that compares decisions
 EXACT = 3  # decisions worth an exact allocation
+MOVED = 8  # devices that are moved in a ranking where the edge's cycles are limited
 
 
 def mcos(system: System, h: jax.Array) -> Solution:
@@ -103,23 +104,51 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
     grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
     order = jnp.lexsort((-saved, group))
     free = uplink.usable & ~forced
-    prefixes = prefixes_of(uplink, sets.inverse(order), free, forced)
+    certainty = jnp.where(free, jnp.abs(saved), jnp.inf)
+    prefixes = prefixes_of(uplink, sets.inverse(order), free, forced, certainty)
     best, _, _ = cheapest(uplink, grid, prefixes, EXACT, forced)
     best, time, energy = cheapest(uplink, grid, sets.Neighbours(best, free), EXACT, best)
     return finish(uplink, best.astype(h.dtype), time, energy, relaxed.bound)
 
 
 def prefixes_of(
-    uplink: Uplink, ranks: jax.Array, free: jax.Array, forced: jax.Array
-) -> sets.Prefixes:
+    uplink: Uplink, ranks: jax.Array, free: jax.Array, forced: jax.Array, certainty: jax.Array
+) -> sets.Family:
     """Send the forced devices and 0, 1, ... K others by rank: K + 1 sets.
 
-    Whoever is too large for what the others leave of the edge's cycles, C6, is passed over.
+    Where the edge's cycles are limited, C6, they are filled by rank, see ``fitting``. As a knapsack
+    is often filled better without the next device, the rankings count too in which one of
+    the ``MOVED`` least certain devices comes first, or last: 17 (K + 1) sets.
+
+    Args:
+        uplink: terms of every uplink ``[K]``.
+        ranks: of all devices ``[K]``.
+        free: who may send or stay ``[K]`` bool.
+        forced: C2, ``[K]`` bool.
+        certainty: the lower, the sooner moved; infinite where not free ``[K]``.
     """
-    if uplink.edge_share is not None:
-        left = 1 + FIT_TOLERANCE - jnp.sum(jnp.where(forced, uplink.edge_share, 0.0))
-        free &= sets.fill(ranks, jnp.where(free, uplink.edge_share, jnp.inf), left)
-    return sets.Prefixes(ranks, free, forced)
+    share = uplink.edge_share
+    if share is None:
+        return sets.Prefixes(ranks, free, forced)
+    number = min(MOVED, len(ranks))
+    moved = sets.rank(certainty)[None] == jnp.arange(number)[:, None]
+    places = (jnp.where(moved, place, ranks[None]) for place in (-1, len(ranks)))
+    every = jax.vmap(sets.rank)(jnp.concatenate([ranks[None], *places]))
+    each = jax.vmap(fitting, (None, 0, None, None))(share, every, free, forced)
+    return sets.Rankings(every, each, forced)
+
+
+def fitting(share: jax.Array, ranks: jax.Array, free: jax.Array, forced: jax.Array) -> jax.Array:
+    """Fill the edge by rank: free devices without those too large for what is left, ``[K]`` bool.
+
+    Args:
+        share: of the edge's cycles ``[K]`` [-].
+        ranks: of all devices ``[K]``.
+        free: who may send or stay ``[K]`` bool.
+        forced: who sends in any case ``[K]`` bool.
+    """
+    left = 1 + FIT_TOLERANCE - jnp.sum(jnp.where(forced, share, 0.0))
+    return sets.fill(ranks, jnp.where(free, share, jnp.inf), left)
 
 
 def cheapest(

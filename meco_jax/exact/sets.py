@@ -124,7 +124,29 @@ class Neighbours(NamedTuple):
         return jnp.sum(jnp.where(apart, values, 0.0), axis=0)[None] + own
 
 
-Family = Listed | Prefixes | Neighbours
+@short_repr
+class Rankings(NamedTuple):
+    """The ``Prefixes`` of R rankings: R (K + 1) sets."""
+
+    ranks: jax.Array  # [R, K]
+    free: jax.Array  # [R, K] bool
+    always: jax.Array  # [K] bool
+
+    def take(self, places: jax.Array) -> jax.Array:
+        """Return sets by their places ``[m]``: ``[m, K]`` bool."""
+        row, number = jnp.divmod(places, self.ranks.shape[1] + 1)
+        return jnp.where(self.free[row], self.ranks[row] < number[:, None], self.always[None])
+
+    def flipped(self, base: jax.Array, values: jax.Array) -> jax.Array:
+        """Sum values ``[K, V]`` over the devices in which each set differs from ``base``."""
+
+        def one(ranks: jax.Array, free: jax.Array) -> jax.Array:
+            return Prefixes(ranks, free, self.always).flipped(base, values)
+
+        return jax.vmap(one)(self.ranks, self.free).reshape(-1, values.shape[1])
+
+
+Family = Listed | Prefixes | Neighbours | Rankings
 
 
 def fill(ranks: jax.Array, sizes: jax.Array, capacity: jax.Array) -> jax.Array:

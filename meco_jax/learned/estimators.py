@@ -27,13 +27,14 @@ import jax.numpy as jnp
 from meco_jax.exact import sets
 from meco_jax.exact.allocation import prepare
 from meco_jax.exact.duals import price_grid
+from meco_jax.exact.schemes import fitting
 from meco_jax.learned.policy import COMPARING, device_features, flips, price_certainty
 from meco_jax.paper.network import binarize
 from meco_jax.runtime.checks import refuse
 from meco_jax.runtime.describe import short_repr
 from meco_jax.system import System
 
-OVERFLOW = 100.0  # energy of a set whose fastest times are twice the slot, over the bound [-]
+OVERFLOW = 100.0  # energy of a set that takes twice what there is, over the bound [-]
 LIMIT = 1.0  # largest gradient of a device's decision, over the bound [-]
 REGRET = 0.03  # that makes a set e times less worth learning, over the bound [-]
 TRIED = 6  # devices that are flipped to find the best set around a decision
@@ -50,7 +51,7 @@ class Case(NamedTuple):
     base: jax.Array  # [K] bool: a good set, from which duals are counted
     base_dual: jax.Array  # [J] its dual value, over the bound [-]
     flip_cost: jax.Array  # [K, J] what flipping a device adds at a price, over the bound [-]
-    least: jax.Array  # [K] t_min / T [-]
+    least: jax.Array  # [K, 1] (t_min + d) / T, or [K, 2] with B C / F, C6 [-]
     counts: jax.Array  # [] bool: feasible, and sending pays for some device
 
     @property
@@ -65,6 +66,10 @@ def make_case(system: System, h: jax.Array) -> Case:
     grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
     counts = jnp.isfinite(relaxed.bound) & (relaxed.bound > 0) & jnp.any(relaxed.offload > 0)
     bound = jnp.where(counts, relaxed.bound, 1.0)
+    least = uplink.min_time if uplink.fixed_time is None else uplink.min_time + uplink.fixed_time
+    taken = [jnp.where(uplink.usable, least / uplink.slot, 0.0)]
+    if uplink.edge_share is not None:
+        taken.append(uplink.edge_share)
     return Case(
         features=device_features(uplink, forced, relaxed),
         usable=uplink.usable,
@@ -72,7 +77,7 @@ def make_case(system: System, h: jax.Array) -> Case:
         base=grid.base,
         base_dual=grid.base_dual / bound,
         flip_cost=grid.flip_cost / bound,
-        least=jnp.where(uplink.usable, uplink.min_time / uplink.slot, 0.0),
+        least=jnp.stack(taken, axis=-1),
         counts=counts,
     )
 
@@ -88,7 +93,12 @@ def energy(offload: jax.Array, case: Case) -> jax.Array:
     Its gradient is that of the relaxation, minus the savings at the price of the slot.
     """
     dual = case.base_dual + flipped(offload, case) @ case.flip_cost
-    return jnp.max(dual) + OVERFLOW * jnp.maximum(offload @ case.least - 1, 0.0)
+    return jnp.max(dual) + _overflow(offload @ case.least)
+
+
+def _overflow(used: jax.Array) -> jax.Array:
+    """Price what is used beyond the slot and the edge's cycles, ``[..., 1 or 2]``: ``[...]``."""
+    return OVERFLOW * jnp.sum(jnp.maximum(used - 1, 0.0), axis=-1)
 
 
 def differences(offload: jax.Array, case: Case) -> jax.Array:
@@ -103,7 +113,7 @@ def differences(offload: jax.Array, case: Case) -> jax.Array:
     def with_all_at(value: float) -> jax.Array:  # each in turn
         change = value - offload
         duals = dual[None] + jnp.where(case.base, -change, change)[:, None] * case.flip_cost
-        return jnp.max(duals, axis=1) + OVERFLOW * jnp.maximum(used + change * case.least - 1, 0.0)
+        return jnp.max(duals, axis=1) + _overflow(used[None] + change[:, None] * case.least)
 
     return with_all_at(1.0) - with_all_at(0.0)
 
@@ -166,9 +176,14 @@ def threshold(scores: jax.Array, case: Case) -> jax.Array:
 
 
 def best_count(scores: jax.Array, case: Case) -> jax.Array:
-    """Send the forced devices and the best number of others in the order of their scores."""
-    ranks = sets.rank(-jnp.where(case.free, scores, -jnp.inf))
-    prefixes = sets.Prefixes(ranks, case.free, case.forced).listed().rows.astype(scores.dtype)
+    """Send the forced devices and the best number of others in the order of their scores.
+
+    With C6 whoever no longer fits is passed over, as in ``schemes.prefixes_of``.
+    """
+    ranks, free = sets.rank(-jnp.where(case.free, scores, -jnp.inf)), case.free
+    if case.least.shape[1] > 1:
+        free = fitting(case.least[:, 1], ranks, free, case.forced)
+    prefixes = sets.Prefixes(ranks, free, case.forced).listed().rows.astype(scores.dtype)
     return prefixes[jnp.argmin(jax.vmap(energy, (0, None))(prefixes, case))]
 
 
@@ -278,14 +293,44 @@ def _best_flips(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Arr
 
     Source: own.
     """
-    base = best_count(scores, case) > 0
+    likely, regret = _around(best_count(scores, case) > 0, scores, case)
+    return -jax.nn.logsumexp(likely - regret)
+
+
+def _around(base: jax.Array, scores: jax.Array, case: Case) -> tuple[jax.Array, jax.Array]:
+    """How likely the network makes the 2^n sets around ``base``, and what they cost more.
+
+    Returns:
+        Logarithms of the probabilities, and regrets over ``REGRET``, at most 50, ``[2^n]``.
+    """
     certainty = jnp.where(case.free, price_certainty(case.features), jnp.inf)
     sets = jnp.where(case.free[None], flips(base, certainty, TRIED), base[None])
     energies = jax.vmap(energy, (0, None))(sets.astype(scores.dtype), case)
     regret = jax.lax.stop_gradient(energies - jnp.min(energies))
     odds = jnp.where(sets, scores[None], -scores[None])
     likely = jnp.sum(jnp.where(case.free[None], jax.nn.log_sigmoid(odds), 0.0), axis=1)
-    return -jax.nn.logsumexp(likely - jnp.minimum(regret / REGRET, 50.0))
+    return likely, jnp.minimum(regret / REGRET, 50.0)
+
+
+def _listwise(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
+    """Cross entropy between the softmax of -regret over the 2^n sets and the network's own.
+
+    Source: Cao, Qin, Liu, Tsai and Li 2007, doi:10.1145/1273496.1273513, of sets.
+    """
+    likely, regret = _around(best_count(scores, case) > 0, scores, case)
+    return -jax.nn.softmax(-regret) @ jax.nn.log_softmax(likely)
+
+
+def _preferences(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
+    """The best of the 2^n sets is preferred to each other one, weighted by what that costs more.
+
+    Source: Liao, Chen, Wang, Zhang and Wang 2025 (BOPO), arXiv:2503.07580, with the regret, up
+    to ``REGRET``, as the weight of a pair.
+    """
+    likely, regret = _around(best_count(scores, case) > 0, scores, case)
+    margins = likely[jnp.argmin(regret)] - likely
+    weights = jnp.minimum(regret, 1.0)
+    return -jnp.sum(weights * jax.nn.log_sigmoid(margins)) / jnp.maximum(jnp.sum(weights), 1e-6)
 
 
 Estimator = Callable[[jax.Array, Case, jax.Array, jax.Array], jax.Array]  # as described on top
@@ -301,6 +346,8 @@ GRADIENTS: dict[str, Estimator] = {
     "exact": partial(_exact, decide=threshold),
     "exact_best": partial(_exact, decide=best_count),
     "best_flips": _best_flips,
+    "listwise": _listwise,
+    "preferences": _preferences,
 }
 
 

@@ -10,6 +10,9 @@ All is for one channel, ``[K]``.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +30,7 @@ from meco_jax.exact.schemes import cheapest, prefixes_of
 from meco_jax.exact.uplink import Uplink, local_at, priced_cost, raised_price, usual_shift
 from meco_jax.paper.network import Variables, widen
 from meco_jax.runtime.atomic import write_atomically
-from meco_jax.runtime.checks import integer
+from meco_jax.runtime.checks import integer, refuse
 from meco_jax.runtime.describe import short_repr
 from meco_jax.solution import Solution
 from meco_jax.system import System
@@ -35,14 +38,16 @@ from meco_jax.system import System
 PRICES = 0.0, -1.0, 1.0  # at which devices are looked at, over mu* [ln]
 COMPARING = 17, 3.0  # prices and half width [ln W] of the grid that compares decisions
 LARGEST_EFFORT = 12
-FEATURES = 4 * len(PRICES) - 1 + 6  # see ``device_features``
+FIRST_FEATURES = 4 * len(PRICES) - 1 + 6  # of plain P1, see ``device_features``
+FEATURES = FIRST_FEATURES + 3
 
 
 def device_features(uplink: Uplink, forced: jax.Array, relaxed: Relaxed) -> jax.Array:
     """Describe every device without units, at prices around the relaxed problem's: ``[K, F]``.
 
     The first is what sending saves at mu* over the price of the whole slot; an arcsinh or a
-    logarithm tames each. Devices that cannot send are all zeros.
+    logarithm tames each. Devices that cannot send are all zeros. The last three are of the edge's
+    cycles, C6, and 0 where these are not limited.
 
     Args:
         uplink: terms of every uplink ``[K]``.
@@ -79,6 +84,12 @@ def device_features(uplink: Uplink, forced: jax.Array, relaxed: Relaxed) -> jax.
         _squash_log(jnp.sum(usable, dtype=least.dtype)),
     )
     columns += [jnp.broadcast_to(x, usable.shape) for x in everywhere]
+    edge: tuple[Any, ...] = 0.0, 0.0, 0.0
+    if uplink.edge_share is not None:
+        price = relaxed.edge_price * uplink.edge_share / whole
+        taken = jnp.sum(jnp.where(sends, uplink.edge_share, 0.0))
+        edge = _squash(jnp.log1p(8 * uplink.edge_share)), _squash(jnp.arcsinh(10 * price)), taken
+    columns += [jnp.broadcast_to(jnp.asarray(x, least.dtype), usable.shape) for x in edge]
     return jnp.stack([jnp.where(usable, x, 0.0) for x in columns], axis=-1)
 
 
@@ -105,10 +116,20 @@ class DeviceNetwork(nn.Module):
         return self.trust * inputs[:, 0] + correction[:, 0]
 
 
-def init_params(network: DeviceNetwork, key: jax.Array) -> Variables:
+def init_params(network: DeviceNetwork, key: jax.Array, features: int = FEATURES) -> Variables:
     """Initialise a network from a consumed ``key``: the same numbers in every precision."""
-    x = jnp.zeros((1, FEATURES), jnp.float32)
+    x = jnp.zeros((1, features), jnp.float32)
     return widen(dict(network.init(key, x, jnp.ones(1, bool))))
+
+
+def with_all_features(network: DeviceNetwork, params: Variables) -> Variables:
+    """Pad weights of an older version, which had fewer features, by rows of 0: same answers."""
+    full = jax.eval_shape(partial(init_params, network), jax.eval_shape(jax.random.key, 0))
+
+    def pad(leaf: Any, wanted: jax.ShapeDtypeStruct) -> Any:
+        return np.pad(leaf, [(0, most - own) for own, most in zip(leaf.shape, wanted.shape)])
+
+    return dict(jax.tree.map(pad, params, full))
 
 
 @short_repr
@@ -146,48 +167,68 @@ class GeneralPolicy(struct.PyTreeNode):
         grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
         free = uplink.usable & ~forced
         ranks = sets.rank(-jnp.where(free, scores, -jnp.inf))
-        candidates: sets.Family = prefixes_of(uplink, ranks, free, forced)
+        certainty = jnp.where(free, price_certainty(features), jnp.inf)
+        candidates = prefixes_of(uplink, ranks, free, forced, certainty)
         best, time, energy = cheapest(uplink, grid, candidates, exact=1)
         if effort:
-            rows = flips(best, jnp.where(free, price_certainty(features), jnp.inf), effort)
+            rows = flips(best, certainty, effort)
             candidates = sets.Listed(jnp.where(free[None], rows, best[None]))
             best, time, energy = cheapest(uplink, grid, candidates, exact=2, known=best)
         return finish(uplink, best.astype(h.dtype), time, energy, relaxed.bound)
 
-    def export(self, path: str | os.PathLike[str], num_devices: int, effort: int = 0) -> None:
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        num_devices: int,
+        effort: int = 0,
+        fields: Sequence[str] = (),
+        access: str = "tdma",
+    ) -> None:
         """Write the policy as a ``jax.export`` artifact, for programs that have JAX alone.
 
         ``jax.export.deserialize(bytearray(bytes)).call(h, system)`` then maps gains ``[N, K]``
         and a dictionary of the paper's fields of ``System``, ``[N, K]`` and ``[N]`` each, to one of
-        the fields of ``Solution``. It runs on CPU, GPU and TPU with any N.
+        the fields of ``Solution``. It runs on CPU, GPU and TPU with any N. All are float32 but
+        ``active``, and the dictionary holds ``fields``, too.
 
         Args:
             path: the file, written atomically.
             num_devices: K; fewer devices are padded by ``active`` False.
             effort: as in ``decide``.
+            fields: names of further fields of ``System``, or of those that are one number
+                otherwise, as "max_power": ``[N, K]`` each, and "edge_cycles" ``[N]``.
+            access: "tdma" or "fdma".
 
         Raises:
-            ValueError: if ``num_devices`` or ``effort`` is no integer in its range.
+            ValueError: if ``num_devices`` or ``effort`` is no integer in its range, there is no
+                such ``access``, or a field is not one of these.
         """
         from jax import export
 
         num_devices = integer("num_devices", num_devices, low=1)
         effort = integer("effort", effort, 0, LARGEST_EFFORT)
+        known = (*sy.FLEXIBLE, *sy.ADDED_RANGES)
+        for name in fields:
+            if name not in known:
+                raise refuse("fields", f"among {', '.join(known)}", name)
+        if access not in sy.ACCESS:
+            raise refuse("access", f"one of {', '.join(sy.ACCESS)}", access)
 
         number = export.symbolic_shape("N")[0]
+        each = {*sy.PER_DEVICE, *fields} - {"edge_cycles"}
 
         def shape(name: str) -> jax.ShapeDtypeStruct:
-            tail = (num_devices,) if name in sy.PER_DEVICE else ()
+            tail = (num_devices,) if name in each else ()
             return jax.ShapeDtypeStruct((number, *tail), bool if name == "active" else np.float32)
 
         def run(h: jax.Array, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            one = lambda h, fields: self.decide(System(**fields), h, effort)  # noqa: E731
+            one = lambda h, at: self.decide(System(**at, access=access), h, effort)  # noqa: E731
             found = vars(jax.vmap(one)(h, fields))
             return {name: leaf for name, leaf in found.items() if leaf is not None}
 
-        fields = {name: shape(name) for name in (*sy.SYSTEM_RANGES, "active")}
+        shapes = {name: shape(name) for name in (*sy.SYSTEM_RANGES, *fields, "active")}
         exported = export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))(
-            jax.ShapeDtypeStruct((number, num_devices), np.float32), fields
+            jax.ShapeDtypeStruct((number, num_devices), np.float32), shapes
         )
         write_atomically(path, lambda file: file.write(exported.serialize()))
 

@@ -20,7 +20,7 @@ from flax import struct
 
 from meco_jax.learned import estimators as gr
 from meco_jax.learned.policy import DeviceNetwork, GeneralPolicy, init_params
-from meco_jax.runtime.checks import outside_traces, require
+from meco_jax.runtime.checks import outside_traces, refuse, require
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.loop import (
     History,
@@ -32,8 +32,8 @@ from meco_jax.runtime.loop import (
     whole_chunk,
 )
 from meco_jax.runtime.settings import as_key, moves_data
-from meco_jax.scenarios import sample_systems
-from meco_jax.system import System
+from meco_jax.scenarios import sample_mixtures, sample_systems
+from meco_jax.system import ACCESS, System
 
 Sample = Callable[[jax.Array, int, int], tuple[System, jax.Array]]  # as ``sample_systems``
 
@@ -47,9 +47,9 @@ class PolicyConfig(struct.PyTreeNode):
     gradient: str | gr.Estimator = struct.field(
         pytree_node=False, default="best_flips"
     )  # a name of ``GRADIENTS``, or a function as those
-    batches: tuple[tuple[int, int], ...] = struct.field(
-        pytree_node=False, default=((256, 24), (32, 64))
-    )  # channels and most devices of the parts of a step
+    batches: tuple[tuple[int, int] | tuple[int, int, str], ...] = struct.field(
+        pytree_node=False, default=((256, 24), (32, 64), (32, 20, "tdma"), (32, 20, "fdma"))
+    )  # channels and most devices of the parts of a step; with an access of ``sample_mixtures``
     sample: Sample = struct.field(pytree_node=False, default=sample_systems)  # what to learn from
     network: DeviceNetwork = struct.field(pytree_node=False, default=DeviceNetwork())
     steps_per_epoch: int = struct.field(pytree_node=False, default=100)
@@ -151,8 +151,8 @@ def advance_policy(
         draw_key, loss_key = jax.random.split(jax.random.fold_in(run.key, number))
         draw_keys = jax.random.split(draw_key, len(config.batches))
         draws = [
-            jax.vmap(gr.make_case)(*config.sample(key, *shape))
-            for key, shape in zip(draw_keys, config.batches)
+            jax.vmap(gr.make_case)(*_draw(config, key, *part))
+            for key, part in zip(draw_keys, config.batches)
         ]
         loss_keys = list(jax.random.split(loss_key, len(draws)))
 
@@ -173,6 +173,14 @@ def advance_policy(
     numbers = first_epoch * config.steps_per_epoch + jnp.arange(steps)
     run, metrics = jax.lax.scan(step, run, numbers)
     return run, {name: jnp.mean(x[-config.steps_per_epoch :]) for name, x in metrics.items()}
+
+
+def _draw(
+    config: PolicyConfig, key: jax.Array, num: int, num_devices: int, *access: str
+) -> tuple[System, jax.Array]:
+    """Draw a part of a step."""
+    sample = sample_mixtures if access else config.sample
+    return sample(key, num, num_devices, *access)
 
 
 def _sum_losses(
@@ -203,8 +211,12 @@ def check_policy_config(config: PolicyConfig) -> PolicyConfig:
     for name in ("steps_per_epoch", "epochs", "chunk_epochs"):
         if getattr(config, name) < 1:
             raise ValueError(f"config.{name} must be at least 1; got {getattr(config, name)}")
-    if not config.batches or min(map(min, config.batches)) < 1:
+    parts = [(*part, "tdma")[:3] for part in config.batches]
+    if not parts or min(min(part[:2]) for part in parts) < 1:
         raise ValueError(f"config.batches must be pairs of at least 1; got {config.batches}")
+    for *_, access in parts:
+        if access not in ACCESS:
+            raise refuse("config.batches", f"pairs, or with one of {', '.join(ACCESS)}", access)
     for name in ("learning_rate", "final_learning_rate"):
         require(f"config.{name}", getattr(config, name), 0.0, included=True)
     return config.replace(chunk_epochs=whole_chunk(config.epochs, config.chunk_epochs))
