@@ -15,14 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
-from support import common, csv_tables, list_flags, progress_bar
+from support import common, csv_tables, list_flags, progress_bar, time_plots
 
 from meco_jax import figures, table1
-from meco_jax.figures import STYLE, Rows, scheme_styles
 from meco_jax.simulation import solve_cells
 
 FLAGS = flags.FLAGS
@@ -51,7 +48,7 @@ def main(argv: list[str]) -> None:
         rows = csv_tables.read_csv(path, (*PLACE, *COLUMNS), PLACE)
     else:
         rows = evaluate(path)
-    figures.save_figure(cells_figure(rows), path.with_suffix(""))
+    figures.save_figure(time_plots.cells_figure(rows), path.with_suffix(""))
     if not FLAGS.plot_only:
         common.write_run(path.with_name("run.json"))
         print(f"wrote {path.parent} in {common.seconds():.0f} s")
@@ -107,30 +104,6 @@ def measure(scheme: str, distance: float) -> dict[str, float]:
         "interference": float(np.median(noise / 1e-9 - 1)),
         "rounds_mean": float(np.mean([int(one.rounds) for one in found])),
     }
-
-
-def cells_figure(rows: Rows) -> Figure:
-    """Draw energy, interference, and where the iteration ends, against the distance."""
-    panels = (
-        ("energy_per_task_j", 1e3, "energy per task [mJ]"),
-        ("interference", 1, "interference over noise, median [-]"),
-        ("converged_fraction", 100, "iterations that converge [%]"),
-    )
-    styles = scheme_styles(list(dict.fromkeys(row["scheme"] for row in rows)))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.4))
-        for axes, (column, unit, label) in zip(figure.subplots(1, 3), panels):
-            for scheme, (name, style) in styles.items():
-                own = sorted(
-                    (r for r in rows if r["scheme"] == scheme), key=lambda r: r["distance"]
-                )
-                x, y = ([r[key] for r in own] for key in ("distance", column))
-                axes.plot(x, unit * np.array(y), label=name, **style)
-            scale = "linear" if column == "converged_fraction" else "log"
-            axes.set(xlabel="distance of the stations [m]", ylabel=label, yscale=scale)
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    return figure
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ slots; at the busiest hour there are six times as many as at the quietest. Every
 same days without a margin, and with the one that ``robust`` takes for --outage. Writes into
 --output_dir: day.csv/.png/.pdf, speed.csv/... (devices of other speeds), queues.csv/... (backlog
 against load), outage.csv/... (the outage asked for and met, and what a fixed back-off in dB
-costs), filmstrip.png/.pdf (who sends when, at what power) and run.json. Example:
+costs), filmstrip.csv/... (who sends when, at what power) and run.json. Example:
 
     python experiments/over_time.py --flagfile=experiments/flags/quick_time.flags
 """
@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 from support import common, csv_tables, list_flags, progress_bar, time_plots
 
-from meco_jax import figures, solve, table1
+from meco_jax import Solution, figures, solve, table1
 from meco_jax.simulation import (
     Outcome,
     Scenario,
@@ -39,6 +39,7 @@ from meco_jax.simulation import (
     simulate,
     step,
 )
+from meco_jax.simulation.simulate import observe
 
 FLAGS = flags.FLAGS
 common.define_flags()
@@ -64,21 +65,25 @@ flags.DEFINE_integer("seed", 0, "seed of tasks and of all that happens", lower_b
 
 CELLS = 16  # that one program plays at once: cells of a day, points of a study
 CSI = ((0, 0), (1, 0), (0, 1))  # of the day: whether estimates have errors, slots that they are old
+FILM = 4  # slots of the filmstrip
 DEADLINE, QUEUE = 4.0, 12  # slots that a task may take; tasks per device that may wait
 METHODS = "backoff", "slot", "price"  # margins: in dB (0 is none), per slot, one price of risk
-TABLES = "day", "speed", "queues", "outage"
+TABLES = "day", "speed", "queues", "outage", "filmstrip"
 PLACE = {
     "day": ("scheme", "error", "delay", "outage", "hour"),
     "speed": ("scheme", "delay", "outage", "speed"),
     "queues": ("scheme", "error", "outage", "load"),
     "outage": ("method", "error", "outage", "backoff_db"),
+    "filmstrip": ("slot", "device"),
 }
 READ = {
     "day": ("energy_per_task_j", "late_slots_fraction", "missed_fraction"),
     "speed": ("energy_per_task_j", "late_slots_fraction", "missed_fraction"),
     "queues": ("backlog",),
     "outage": ("energy_per_task_j", "late_slots_fraction", "late_slots_ci95"),
-}
+    "filmstrip": ("length_s", "has_task", "sends", "start_s", "time_s", "power_w", "late",
+                  "finish_s"),
+}  # fmt: skip
 Program = Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
 
 
@@ -88,8 +93,6 @@ def main(argv: list[str]) -> None:
     folder = Path(FLAGS.output_dir)
     if not FLAGS.plot_only:
         evaluate()
-        film = time_plots.filmstrip_figure(filmstrip(6), FLAGS.slot)
-        figures.save_figure(film, folder / "filmstrip")
     tables = {name: csv_tables.read_csv(folder / f"{name}.csv", (*PLACE[name], *READ[name]),
                                         PLACE[name]) for name in TABLES}  # fmt: skip
     for name in TABLES:
@@ -113,6 +116,7 @@ def evaluate() -> None:
     folder = common.prepare()
     studies = [*days(schemes), *speeds(schemes), *queues(schemes), *outages(schemes[-1])]
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+    csv_tables.write_csv(folder / "filmstrip.csv", filmstrip(schemes[-1], FILM))
     kinds = list(dict.fromkeys(kind for _, kind, _ in studies))
     with progress_bar.Bar(4 * len(kinds) + len(studies)) as bar:
         programs = compile_all(kinds, bar)
@@ -155,7 +159,7 @@ def days(schemes: list[str]) -> Iterator[Study]:
             state, rows = begin(cells), []
             for hour in range(FLAGS.hours):
                 rate = 0.7 - 0.5 * math.cos(2 * math.pi * (hour / FLAGS.hours - 1 / 8))
-                rates = jnp.full((CELLS, FLAGS.num_devices), rate, jnp.result_type(float))
+                rates = np.full((CELLS, FLAGS.num_devices), rate, jnp.result_type(float))
                 state = state._replace(scenario=state.scenario.replace(rate=rates))
                 state, totals = go_on(program, state, margin(scheme, safe), hour, FLAGS.hour_slots)
                 place = {"scheme": scheme, "error": error, "delay": delay,
@@ -247,15 +251,10 @@ def margin(scheme: str, safe: bool) -> Any:
 
 
 def stack(trees: list[Any]) -> Any:
-    """Stack pytrees of numbers as floats."""
+    """Stack pytrees of numbers on the host, in the precision of JAX."""
     return jax.tree.map(
-        lambda *leaves: jnp.stack([jnp.asarray(x, _floats(x)) for x in leaves]), *trees
+        lambda *leaves: np.stack([np.asarray(x, jnp.result_type(x)) for x in leaves]), *trees
     )
-
-
-def _floats(leaf: Any) -> Any:
-    kind = jnp.result_type(leaf)
-    return jnp.result_type(float) if jnp.issubdtype(kind, jnp.floating) else kind
 
 
 def begin(cells: list[Scenario]) -> State:
@@ -374,23 +373,31 @@ def compile_all(kinds: list[Kind], bar: progress_bar.Bar) -> dict[Kind, Program]
         return dict(zip(kinds, pool.map(one, kinds)))
 
 
-def filmstrip(number: int) -> list[dict[str, Any]]:
-    """Play some slots of one cell by the optimum, and note who sends when: a row per device."""
-    state, seen = reset(FLAGS.seed, scenario(csi_error=FLAGS.error, rate=0.8))
+def filmstrip(scheme: str, number: int) -> list[dict[str, Any]]:
+    """Play some slots of one cell, and note who sends when: a row per slot and device."""
+
+    @jax.jit
+    def play(key: jax.Array, state: State) -> tuple[State, jax.Array, Solution, Outcome]:
+        seen = observe(state)
+        decision = solve(seen.h, seen.system, method=scheme)  # type: ignore[arg-type]
+        state, _, outcome = step(key, state, decision)
+        return state, seen.backlog, decision, outcome
+
+    cells = begin([scenario(csi_error=FLAGS.error, rate=0.8)] * CELLS)
+    state = jax.tree.map(lambda leaf: np.asarray(leaf)[0], cells)
     rows = []
     for slot in range(number):
-        decision = solve(seen.h, seen.system, method="optimal")
-        backlog = np.asarray(seen.backlog)
-        state, seen, outcome = step(FLAGS.seed + 1 + slot, state, decision)
-        end = np.cumsum(np.asarray(decision.time))
+        key = jax.random.key(FLAGS.seed + 1 + slot)
+        state, backlog, decision, outcome = play(key, state)
+        time = np.asarray(decision.time)
+        columns = {
+            "has_task": backlog > 0, "sends": outcome.sent, "start_s": np.cumsum(time) - time,
+            "time_s": time, "power_w": decision.power, "late": outcome.late,
+            "finish_s": np.asarray(outcome.delay) % FLAGS.slot,
+        }  # fmt: skip
         for k in range(FLAGS.num_devices):
-            sends = bool(np.asarray(decision.offload)[k])
-            rows.append({
-                "slot": slot, "device": k, "has_task": bool(backlog[k]), "sends": sends,
-                "start_s": float(end[k] - decision.time[k]), "time_s": float(decision.time[k]),
-                "power_w": float(decision.power[k]), "late": bool(outcome.late[k]),
-                "finish_s": float(outcome.delay[k]) % FLAGS.slot,
-            })  # fmt: skip
+            own = {name: float(np.asarray(column)[k]) for name, column in columns.items()}
+            rows.append({"slot": slot, "device": k, "length_s": FLAGS.slot} | own)
     return rows
 
 

@@ -16,7 +16,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from report import result_tables
 from report.result_tables import Rows
-from support import common, csv_tables, gap_plots, plots, realism_plots
+from support import common, csv_tables, gap_plots, plots, realism_plots, time_plots
 
 from meco_jax import figures
 
@@ -63,6 +63,8 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {  # by file
     "realism": (("realism",), realism_plots.steps_figure),
     "realism_sweeps": (("realism_sweeps",), realism_plots.sweeps_figure),
     "soak": (("soak_memory", "soak"), plots.soak_figure),
+    **{f"time_{name}": ((f"time_{name}",), own) for name, own in time_plots.FIGURES.items()},
+    "cells": (("cells",), time_plots.cells_figure),
 }
 
 

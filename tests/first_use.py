@@ -16,6 +16,7 @@ from meco_jax.learned import training as policy_training
 from meco_jax.learned.policy import DeviceNetwork
 from meco_jax.paper import sweep
 from meco_jax.runtime import settings
+from meco_jax.simulation import Scenario, reset, step
 
 METHODS = ("mcos", "mcos_partial", "pcos", "optimal", "bcos")
 TINY = mj.TrainConfig(num_channels=24, batch_size=12, epochs=2, chunk_epochs=1, hidden=(4,))
@@ -117,6 +118,15 @@ def draws():
     }
 
 
+def one_slot():
+    """A slot of the simulator spends what ``solve`` says."""
+    state, seen = reset(0, Scenario(instance()[1], csi="estimated", rice=1.0))
+    decision = mj.solve(seen.h, seen.system, method="mcos")
+    _, after, outcome = step(1, state, decision)
+    np.testing.assert_array_equal(outcome.energy, decision.energy_per_device)
+    return {"now": seen.h, "next": after.h, "energy": outcome.energy, "delay": outcome.delay}
+
+
 def check_draws(system, lanes, gains):
     np.testing.assert_array_equal(lanes.systems.task_bits[0], system.task_bits)
     keys = [jax.random.key(7, impl=impl) for impl in ("threefry2x32", "rbg", "unsafe_rbg")]
@@ -181,6 +191,7 @@ CASES = {
     "traced training": traced_training,
     "grid": grid,
     "draws": draws,
+    "one slot": one_slot,
 }
 
 

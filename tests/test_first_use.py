@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("first_use.py")
 FOUR = "--xla_force_host_platform_device_count=4"
 ALL = ("mcos", "mcos_partial", "pcos", "optimal", "bcos", "one channel", "draws",
        "bcos training", "pcos training", "general training", "grid")  # fmt: skip
-QUICK = ("mcos", "draws", "bcos training", "traced training")
+QUICK = ("mcos", "draws", "bcos training", "traced training", "one slot")
 
 # name: setup of first_use.py, flags of XLA, variables of the environment
 SETTINGS = {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import paper_claims
 from support.plots import ROUNDING
+from support.time_plots import CSI_NAMES, saved_over_backoff
 
 Rows = list[dict[str, Any]]
 Lines = list[list[str]]  # cells
@@ -321,6 +322,53 @@ def realism(rows: Rows) -> Lines:
     return lines
 
 
+def time_day(rows: Rows) -> Lines:
+    """Write what a day costs: a line per scheme, CSI and margin, means over its parts."""
+    titles = "scheme", "CSI", "margin for late slots [%]"
+    columns = {
+        "energy per task [mJ]": ("energy_per_task_j", 1e3),
+        "late slots [%]": ("late_slots_fraction", 100),
+        "missed tasks [%]": ("missed_fraction", 100),
+    }
+    lines = [[*titles, *columns]]
+    keys = "scheme", "error", "delay", "outage"
+    for place in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        own = [row for row in rows if tuple(row[key] for key in keys) == place]
+        scheme, error, delay, outage = place
+        name = CSI_NAMES[int(error > 0), int(delay > 0)]
+        lines.append([
+            f'"{scheme}"', name, f"{100 * outage:g}" if outage < 1 else "none",
+            *(number(unit * np.mean([row[column] for row in own]))
+              for column, unit in columns.values()),
+        ])  # fmt: skip
+    return lines
+
+
+def time_outage(rows: Rows) -> Lines:
+    """Write the outage asked for and met: a line per error and outage."""
+    lines = [["error", "asked for [%]", "kept in every slot: met [%]", "saved [%]",
+              "one price of risk: met [%]", "saved [%]"]]  # fmt: skip
+    cells = {(row["method"], row["error"], row["outage"]): row for row in rows}
+    for error, outage in [key[1:] for key in cells if key[0] == "slot"]:
+        line = [f"{error:g}", f"{100 * outage:g}"]
+        for method in ("slot", "price"):
+            row = cells[method, error, outage]
+            share, half = (100 * row[name] for name in ("late_slots_fraction", "late_slots_ci95"))
+            saved = saved_over_backoff(row, rows)
+            line += [f"{share:.3g} +- {half:.1g}", f"{100 * saved:.0f}" if saved == saved else "-"]
+        lines.append(line)
+    return lines
+
+
+def simulation_speed(rows: Rows) -> Lines:
+    """Write slots per second: a line per method."""
+    columns = ["method", "slots per second", "mean energy per slot [J]"]
+    return [columns] + [
+        [row["method"], f"{row['slots_per_second']:.0f}", f"{row['energy_per_slot_j']:.4f}"]
+        for row in rows
+    ]
+
+
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., Lines]]] = {  # by name: its csv
     "figure4": (("figure4",), figure4),
     "slopes": (("slopes",), slopes),
@@ -339,4 +387,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., Lines]]] = {  # by name: 
     "precision": (("precision",), precision),
     "realism": (("realism",), realism),
     "soak": (("soak",), soak),
+    "time_day": (("time_day",), time_day),
+    "time_outage": (("time_outage",), time_outage),
+    "simulation_speed": (("simulation_speed",), simulation_speed),
 }

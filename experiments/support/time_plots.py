@@ -1,4 +1,4 @@
-"""Figures of cells over time: the day, speeds, queues, margins and outages, a filmstrip."""
+"""Figures of cells over time: the day, speeds, queues, outages, a filmstrip, several cells."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ MARGINS: dict[str, tuple[str, dict[str, Any]]] = {  # name, look
     "price": ("one price of risk in all slots", {"linestyle": "--", "fillstyle": "top"}),
     "backoff": ("fixed back-off in dB", {"linestyle": ":", "markerfacecolor": "white"}),
 }
+LATE = "#D55E00"
 
 
 def day_figure(rows: Rows) -> Figure:
@@ -139,52 +140,70 @@ def saved_over_backoff(row: dict[str, Any], rows: Rows) -> float:
     return float(1 - row["energy_per_task_j"] / np.exp(np.interp(np.log(met), late, energy)))
 
 
-def filmstrip_figure(rows: Rows, slot: float) -> Figure:
+def filmstrip_figure(rows: Rows) -> Figure:
     """Draw slots of one cell: who sends when, at what power, who computes, who is late.
 
     Args:
         rows: one per slot and device, of ``filmstrip`` in over_time.py.
-        slot: T [s].
     """
-    number = 1 + max(row["slot"] for row in rows)
-    devices = 1 + max(row["device"] for row in rows)
+    number, devices = (1 + int(max(row[name] for row in rows)) for name in ("slot", "device"))
+    end = 1e3 * rows[0]["length_s"]
     powers = [1e3 * row["power_w"] for row in rows if row["sends"]] or [1.0]
     norm = matplotlib.colors.LogNorm(max(min(powers), 1e-3), max(*powers, 1e-2))
     colors = matplotlib.colormaps["viridis"]
+    late = {"edgecolor": LATE, "linewidth": 1.5}
+    local = {"facecolor": "white", "edgecolor": "gray", "hatch": "////", "linewidth": 0.5}
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(10.5, 1.4 + 0.16 * devices))
+        figure = Figure(figsize=(9.0, 1.4 + 0.16 * devices))
         grid = figure.subplots(1, number, sharex=True, sharey=True, squeeze=False)[0]
         for row in rows:
-            axes, place, milli = grid[row["slot"]], row["device"] + 1, 1e3
+            axes, place = grid[int(row["slot"])], row["device"] + 1
+            start, time = 1e3 * row["start_s"], 1e3 * row["time_s"]
             if row["sends"]:
-                edge = {"edgecolor": "#D55E00", "linewidth": 1.5} if row["late"] else {}
-                color = colors(norm(max(milli * row["power_w"], norm.vmin)))
-                bar = {"left": milli * row["start_s"], "height": 0.8, "color": color}
-                axes.barh(place, milli * row["time_s"], **bar | edge)
+                color = colors(norm(max(1e3 * row["power_w"], norm.vmin)))
+                edge = late if row["late"] else {}
+                axes.barh(place, time, left=start, height=0.8, color=color, **edge)
                 if row["late"]:
-                    axes.text(milli * (row["start_s"] + row["time_s"]), place, "x", va="center",
-                              ha="left", fontsize=7, color="#D55E00")  # fmt: skip
+                    axes.text(start + time, place, "x", va="center", fontsize=7, color=LATE)
             elif row["has_task"] and row["finish_s"] == row["finish_s"]:
-                axes.barh(place, milli * row["finish_s"], height=0.5, color="white",
-                          edgecolor="gray", hatch="////", linewidth=0.5)  # fmt: skip
+                axes.barh(place, 1e3 * row["finish_s"], height=0.5, **local)
         for n, axes in enumerate(grid):
-            axes.set(xlim=(0, 1.04 * 1e3 * slot), title=f"slot {n + 1}", xlabel="time [ms]")
-            axes.axvline(1e3 * slot, color="black", linewidth=0.8)
+            axes.set(xlim=(0, 1.04 * end), title=f"slot {n + 1}", xlabel="time [ms]")
+            axes.axvline(end, color="black", linewidth=0.8)
         grid[0].set(ylabel="device", ylim=(devices + 0.6, 0.4))
         grid[0].set_yticks([k for k in range(1, devices + 1) if k == 1 or k % 2 == 0])
         mapped = matplotlib.cm.ScalarMappable(norm, colors)
         figure.colorbar(mapped, ax=grid, label="transmit power [mW]", pad=0.01)
         patches = [
             Patch(facecolor=colors(0.6), label="sends"),
-            Patch(
-                facecolor=colors(0.6),
-                edgecolor="#D55E00",
-                linewidth=1.5,
-                label="late: sent in vain",
-            ),
-            Patch(facecolor="white", edgecolor="gray", hatch="////", label="computes itself"),
+            Patch(facecolor=colors(0.6), label="late: sent in vain", **late),
+            Patch(label="computes itself", **local),
         ]
         figure.legend(handles=patches, loc="outside lower center", ncols=3)
+    return figure
+
+
+def cells_figure(rows: Rows) -> Figure:
+    """Draw energy, interference, and where the iteration ends, against the distance."""
+    panels = (
+        ("energy_per_task_j", 1e3, "energy per task [mJ]"),
+        ("interference", 1, "interference over noise, median [-]"),
+        ("converged_fraction", 100, "iterations that converge [%]"),
+    )
+    styles = scheme_styles(list(dict.fromkeys(row["scheme"] for row in rows)))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 3.4))
+        for axes, (column, unit, label) in zip(figure.subplots(1, 3), panels):
+            for scheme, (name, style) in styles.items():
+                own = sorted(
+                    (r for r in rows if r["scheme"] == scheme), key=lambda r: r["distance"]
+                )
+                x, y = ([r[key] for r in own] for key in ("distance", column))
+                axes.plot(x, unit * np.array(y), label=name, **style)
+            scale = "linear" if column == "converged_fraction" else "log"
+            axes.set(xlabel="distance of the stations [m]", ylabel=label, yscale=scale)
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -229,4 +248,5 @@ FIGURES: dict[str, Callable[[Rows], Figure]] = {  # by table
     "speed": speed_figure,
     "queues": queues_figure,
     "outage": outage_figure,
+    "filmstrip": filmstrip_figure,
 }
