@@ -51,8 +51,8 @@ flags.DEFINE_float("outage", 0.05, "late slots that the margin allows [-]", lowe
 flags.DEFINE_float("speed", 0.01, "of the devices, of the day [m/s]", lower_bound=0)
 flags.DEFINE_float("carrier", 2.4e9, "carrier frequency [Hz]", lower_bound=1)
 flags.DEFINE_integer("hours", 24, "parts of the day", lower_bound=1)
-flags.DEFINE_integer("hour_slots", 200, "slots per part and cell", lower_bound=1)
-flags.DEFINE_integer("study_slots", 800, "slots per cell of speed.csv, queues.csv", lower_bound=1)
+flags.DEFINE_integer("hour_slots", 50, "slots per part and cell", lower_bound=1)
+flags.DEFINE_integer("study_slots", 400, "slots per cell of speed.csv, queues.csv", lower_bound=1)
 flags.DEFINE_integer("outage_slots", 20_000, "slots per row of outage.csv", lower_bound=1)
 flags.DEFINE_integer("calibration_slots", 300, "slots per price of risk tried", lower_bound=1)
 flags.DEFINE_list("speeds", ["0.003", "0.01", "0.02", "0.03", "0.05", "0.1", "0.3", "1"], "[m/s]")
@@ -60,10 +60,14 @@ flags.DEFINE_list("loads", ["0.2", "0.4", "0.6", "0.7", "0.8", "0.9", "0.95"], "
 flags.DEFINE_list("outages", ["0.2", "0.1", "0.05", "0.01", "0.001"], "asked for in outage.csv")
 flags.DEFINE_list("errors", ["0.05", "0.1", "0.2"], "of the estimates, of outage.csv")
 flags.DEFINE_list("backoffs", ["0.01", "0.5", "1:6", "8:20:2", "24", "28", "32"], "[dB]")
+flags.DEFINE_integer(
+    "optimization_level", 3, "of LLVM: 0 compiles in a quarter of the time, for few slots",
+    lower_bound=0, upper_bound=3,
+)  # fmt: skip
 flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's csv")
 flags.DEFINE_integer("seed", 0, "seed of tasks and of all that happens", lower_bound=0)
 
-CELLS = 16  # that one program plays at once: cells of a day, points of a study
+CELLS = 64  # that one program plays at once: fewer take nearly as long
 CSI = ((0, 0), (1, 0), (0, 1))  # of the day: whether estimates have errors, slots that they are old
 FILM = 4  # slots of the filmstrip
 DEADLINE, QUEUE = 4.0, 12  # slots that a task may take; tasks per device that may wait
@@ -317,16 +321,24 @@ def go_on(
 def study(
     program: Program, points: list[Scenario], schemes: list[Any], num_slots: int | None = None
 ) -> list[dict[str, float]]:
-    """Play points that differ in their numbers, ``CELLS`` at once, after a tenth to warm up."""
-    number = num_slots or FLAGS.study_slots
+    """Play points that differ in their numbers, as many cells each as the program has room for.
+
+    Args:
+        program: of all of them.
+        points: one per row of the table.
+        schemes: one per point.
+        num_slots: of a point, all its cells together; by default --study_slots per cell.
+    """
     found = []
     for place in range(0, len(points), CELLS):
-        some = range(place, place + CELLS)
-        state = begin([points[i % len(points)] for i in some])
-        kinds = stack([schemes[i % len(points)] for i in some])
-        state, _ = go_on(program, state, kinds, 2 * place + 1000, max(1, number // 10))
-        _, totals = go_on(program, state, kinds, 2 * place + 1001, number)
-        found += [sums(totals, i) for i in range(min(CELLS, len(points) - place))]
+        number = min(CELLS, len(points) - place)
+        own = np.arange(CELLS) % number  # the point that a cell plays
+        state = begin([points[place + i] for i in own])
+        kinds = stack([schemes[place + i] for i in own])
+        slots = -(-num_slots // (CELLS // number)) if num_slots else FLAGS.study_slots
+        state, _ = go_on(program, state, kinds, 2 * place + 1000, max(1, slots // 4))  # warm up
+        _, totals = go_on(program, state, kinds, 2 * place + 1001, slots)
+        found += [sums(totals, own == i) for i in range(number)]
     return found
 
 
@@ -363,9 +375,9 @@ def compile_all(kinds: list[Kind], bar: progress_bar.Bar) -> dict[Kind, Program]
             example = example.replace(price=1.0)
         shapes = jax.eval_shape(partial(begin, [scenario(csi_delay=delay)] * CELLS))
         key = jax.eval_shape(lambda: jax.random.key(0))
-        compiled: Any = play_slots.lower(
-            shapes, stack([example] * CELLS), key, part_slots()
-        ).compile()
+        lowered = play_slots.lower(shapes, stack([example] * CELLS), key, part_slots())
+        level = {"xla_backend_optimization_level": FLAGS.optimization_level}
+        compiled: Any = lowered.compile(level)
         bar.advance(4, f"compiled {scheme}")
         return compiled
 
