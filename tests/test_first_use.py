@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("first_use.py")
 FOUR = "--xla_force_host_platform_device_count=4"
 ALL = ("mcos", "mcos_partial", "pcos", "optimal", "bcos", "one channel", "draws",
        "bcos training", "pcos training", "general training", "grid")  # fmt: skip
-QUICK = ("mcos", "draws", "bcos training", "traced training", "one slot")
+QUICK = ("mcos", "draws", "bcos training", "traced training")
 
 # name: setup of first_use.py, flags of XLA, variables of the environment
 SETTINGS = {
@@ -85,10 +85,12 @@ def compare(found, wanted):
         np.testing.assert_allclose(value, expected, rtol=0, atol=near * scale, err_msg=path)
 
 
-@pytest.mark.parametrize("names", [("float64",), TOGETHER], ids=", ".join)
-def test_settings_change_no_answer(names, plain, tmp_path):
+@pytest.mark.parametrize(
+    ("names", "cases"), [(("float64",), (*QUICK, "one slot")), (TOGETHER, QUICK)]
+)
+def test_settings_change_no_answer(names, cases, plain, tmp_path):
     environment = {key: word for name in names for key, word in SETTINGS[name][2].items()}
-    compare(first_use(tmp_path / "found.npz", "plain", QUICK, **environment), plain(QUICK))
+    compare(first_use(tmp_path / "found.npz", "plain", cases, **environment), plain(cases))
 
 
 ELSEWHERE = [
