@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,16 +36,15 @@ from meco_jax.system import System
 PRICES = 0.0, -1.0, 1.0  # at which devices are looked at, over mu* [ln]
 COMPARING = 17, 3.0  # prices and half width [ln W] of the grid that compares decisions
 LARGEST_EFFORT = 12
-FIRST_FEATURES = 4 * len(PRICES) - 1 + 6  # of plain P1, see ``device_features``
-FEATURES = FIRST_FEATURES + 3
+FEATURES = 4 * len(PRICES) - 1 + 6  # see ``device_features``
 
 
 def device_features(uplink: Uplink, forced: jax.Array, relaxed: Relaxed) -> jax.Array:
     """Describe every device without units, at prices around the relaxed problem's: ``[K, F]``.
 
     The first is what sending saves at mu* over the price of the whole slot; an arcsinh or a
-    logarithm tames each. Devices that cannot send are all zeros. The last three are of the edge's
-    cycles, C6, and 0 where these are not limited.
+    logarithm tames each. Devices that cannot send are all zeros. Staying costs less by the price
+    of the edge's cycles, C6.
 
     Args:
         uplink: terms of every uplink ``[K]``.
@@ -84,12 +81,6 @@ def device_features(uplink: Uplink, forced: jax.Array, relaxed: Relaxed) -> jax.
         _squash_log(jnp.sum(usable, dtype=least.dtype)),
     )
     columns += [jnp.broadcast_to(x, usable.shape) for x in everywhere]
-    edge: tuple[Any, ...] = 0.0, 0.0, 0.0
-    if uplink.edge_share is not None:
-        price = relaxed.edge_price * uplink.edge_share / whole
-        taken = jnp.sum(jnp.where(sends, uplink.edge_share, 0.0))
-        edge = _squash(jnp.log1p(8 * uplink.edge_share)), _squash(jnp.arcsinh(10 * price)), taken
-    columns += [jnp.broadcast_to(jnp.asarray(x, least.dtype), usable.shape) for x in edge]
     return jnp.stack([jnp.where(usable, x, 0.0) for x in columns], axis=-1)
 
 
@@ -116,20 +107,10 @@ class DeviceNetwork(nn.Module):
         return self.trust * inputs[:, 0] + correction[:, 0]
 
 
-def init_params(network: DeviceNetwork, key: jax.Array, features: int = FEATURES) -> Variables:
+def init_params(network: DeviceNetwork, key: jax.Array) -> Variables:
     """Initialise a network from a consumed ``key``: the same numbers in every precision."""
-    x = jnp.zeros((1, features), jnp.float32)
+    x = jnp.zeros((1, FEATURES), jnp.float32)
     return widen(dict(network.init(key, x, jnp.ones(1, bool))))
-
-
-def with_all_features(network: DeviceNetwork, params: Variables) -> Variables:
-    """Pad weights of an older version, which had fewer features, by rows of 0: same answers."""
-    full = jax.eval_shape(partial(init_params, network), jax.eval_shape(jax.random.key, 0))
-
-    def pad(leaf: Any, wanted: jax.ShapeDtypeStruct) -> Any:
-        return np.pad(leaf, [(0, most - own) for own, most in zip(leaf.shape, wanted.shape)])
-
-    return dict(jax.tree.map(pad, params, full))
 
 
 @short_repr

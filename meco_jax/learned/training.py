@@ -48,7 +48,7 @@ class PolicyConfig(struct.PyTreeNode):
         pytree_node=False, default="best_flips"
     )  # a name of ``GRADIENTS``, or a function as those
     batches: tuple[tuple[int, int] | tuple[int, int, str], ...] = struct.field(
-        pytree_node=False, default=((256, 24), (32, 64), (32, 20, "tdma"), (32, 20, "fdma"))
+        pytree_node=False, default=((256, 24), (32, 64))
     )  # channels and most devices of the parts of a step; with an access of ``sample_mixtures``
     sample: Sample = struct.field(pytree_node=False, default=sample_systems)  # what to learn from
     network: DeviceNetwork = struct.field(pytree_node=False, default=DeviceNetwork())

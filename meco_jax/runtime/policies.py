@@ -20,14 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from meco_jax import system as sy
-from meco_jax.learned.policy import (
-    FEATURES,
-    FIRST_FEATURES,
-    DeviceNetwork,
-    GeneralPolicy,
-    init_params,
-    with_all_features,
-)
+from meco_jax.learned.policy import DeviceNetwork, GeneralPolicy, init_params
 from meco_jax.paper.network import Network, Policy, init_variables
 from meco_jax.runtime.atomic import write_atomically
 from meco_jax.runtime.checks import require
@@ -69,8 +62,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy | GeneralPolicy:
     Every array's name, shape, type and checksum is checked, all values are finite, a system is
     in its range. What the file unpacks to is known before anything is unpacked. Its arrays are
     float32 or float64, all the same, and become what JAX runs in. A field of ``System`` that the
-    file, of an older version, does not have takes its default, a feature of a general policy the
-    weight 0.
+    file, of an older version, does not have takes its default.
 
     Raises:
         ValueError: if the file is no policy, is damaged, or holds a value out of its range.
@@ -186,7 +178,7 @@ def _fill(wanted: Policy | GeneralPolicy, arrays: dict[str, np.ndarray]) -> Poli
     """Put arrays into the policy that they were checked against."""
     tree = unflatten_dict({tuple(name.split("/")): leaf for name, leaf in arrays.items()})
     if isinstance(wanted, GeneralPolicy):
-        return wanted.replace(params=with_all_features(wanted.network, tree["params"]))
+        return wanted.replace(**tree)
     system = sy.check_system(sy.System(**tree["system"], access=wanted.system.access))
     return wanted.replace(variables=tree["variables"], system=system)
 
@@ -211,7 +203,7 @@ def _settings(policy: Policy | GeneralPolicy) -> dict[str, Any]:
     if isinstance(policy, GeneralPolicy):
         network = policy.network
         own = {name: getattr(network, name) for name in ("width", "rounds", "trust")}
-        return {"format": GENERAL_FORMAT, "features": FEATURES, **own}
+        return {"format": GENERAL_FORMAT, **own}
     return {
         "format": FORMAT,
         "hidden": list(policy.network.hidden),
@@ -235,9 +227,7 @@ def _wanted(settings: dict[str, Any], found: dict[str, Any]) -> Policy | General
         trust = float(settings["trust"])
         require("trust", trust, 0.0, included=True)
         general = DeviceNetwork(width, rounds, trust)
-        features = _integer({"features": FIRST_FEATURES} | settings, "features", FEATURES)
-        initialise = partial(init_params, general, features=features)
-        return GeneralPolicy(jax.eval_shape(initialise, key), general)
+        return GeneralPolicy(jax.eval_shape(partial(init_params, general), key), general)
     if settings["format"] != FORMAT:
         raise ValueError(f"its format is {settings['format']!r}, not {FORMAT!r}")
     hidden = tuple(_integer({"hidden": width}, "hidden") for width in settings["hidden"])
