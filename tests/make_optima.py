@@ -112,6 +112,11 @@ def is_clear(one, kind):
     return clear and right.get(kind, True)
 
 
+def system_of(one):
+    """Write an instance for the library."""
+    return System(**{name: np.asarray(one[name]) for name in (*PER_DEVICE[:-1], *SCALARS)})
+
+
 def answer(one, known):
     """Find the proven optimum from a known decision, and what the other schemes spend."""
     p = refer(one)
@@ -125,9 +130,8 @@ def answer(one, known):
         none = np.zeros(len(known))
         found |= {"energy": np.inf, "lower_bound": np.inf, "offload": none > 0}
         return found | {"power": none, "time": none}
-    system = System(**{name: np.asarray(one[name]) for name in (*PER_DEVICE[:-1], *SCALARS)})
     energy, power, time = reference.allocate(p, known)
-    better, bound = search(system, one["h"], energy, TOLERANCE)
+    better, bound = search(system_of(one), one["h"], energy, TOLERANCE)
     if better is not None:
         known, (energy, power, time) = better, reference.allocate(p, better)
     assert energy * (1 - PROVEN) <= bound <= energy, (energy, bound)
@@ -140,9 +144,9 @@ def cross_check(one, energy, clarabel=None):
     if clarabel is None:
         true, tolerance = reference.brute_force(refer(one))[0], PROVEN
     else:
-        system = SimpleNamespace(**{n: x for n, x in one.items() if n != "h"})
+        problem = external.instance(system_of(one), one["h"])
         try:
-            _, decision = clarabel(len(one["h"])).solve(external.instance(system, one["h"]), 1e-5)
+            _, decision = clarabel(len(one["h"])).solve(problem, 1e-5)
         except ArithmeticError:  # Clarabel failed on a node
             return False
         true, tolerance = reference.allocate(refer(one), decision)[0], 2e-5
