@@ -321,18 +321,6 @@ def _listwise(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array
     return -jax.nn.softmax(-regret) @ jax.nn.log_softmax(likely)
 
 
-def _preferences(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
-    """The best of the 2^n sets is preferred to each other one, weighted by what that costs more.
-
-    Source: Liao, Chen, Wang, Zhang and Wang 2025 (BOPO), arXiv:2503.07580, with the regret, up
-    to ``REGRET``, as the weight of a pair.
-    """
-    likely, regret = _around(best_count(scores, case) > 0, scores, case)
-    margins = likely[jnp.argmin(regret)] - likely
-    weights = jnp.minimum(regret, 1.0)
-    return -jnp.sum(weights * jax.nn.log_sigmoid(margins)) / jnp.maximum(jnp.sum(weights), 1e-6)
-
-
 Estimator = Callable[[jax.Array, Case, jax.Array, jax.Array], jax.Array]  # as described on top
 GRADIENTS: dict[str, Estimator] = {
     "sign": _sign,
@@ -347,7 +335,6 @@ GRADIENTS: dict[str, Estimator] = {
     "exact_best": partial(_exact, decide=best_count),
     "best_flips": _best_flips,
     "listwise": _listwise,
-    "preferences": _preferences,
 }
 
 
