@@ -33,6 +33,7 @@ LEAST_POWER = 1e-37  # less has no digits in float32; a task is through sooner w
 LEAST_LOG_Y = -80.0  # x^2 must not underflow; at x = 6e-18 and below energies are the same
 SMALLEST = 1e-36  # the rests of numbers so small are lost [-]
 FREE = -200.0  # logarithm of a price of nothing [ln W]
+NEAR_NOTHING = 3e-4  # a slot price so small beside s is lost in their sum [-]
 
 
 @short_repr
@@ -327,8 +328,24 @@ def switch_price(uplink: Uplink, xp: ModuleType = jnp) -> jax.Array:
     if uplink.per_time is None:
         return xp.where(never, -xp.inf, log_own)
     price = xp.exp(xp.minimum(log_own, 85.0)) - uplink.per_time
+    if uplink.fixed_time is not None:
+        near = _switch_near_nothing(uplink, xp)
+        price = xp.where(near < NEAR_NOTHING * uplink.per_time, near, price)
     never |= price <= SMALLEST
     return xp.where(never, -xp.inf, xp.log(xp.where(never, 1.0, price)))
+
+
+def _switch_near_nothing(uplink: Uplink, xp: ModuleType) -> Any:
+    """Estimate ``switch_price`` from below, (e - c) / (t + d) where the slot is free: ``[K]`` [W].
+
+    Sending costs c there, and c(mu) is concave. A long d hides what is saved from differences.
+    """
+    nats = efficiency_at(uplink, xp.full_like(uplink.slot, FREE), xp)
+    time = uplink.load / nats
+    cost = time * (uplink.weight * xp.expm1(nats) / uplink.gain + uplink.per_time)
+    if uplink.per_task is not None:
+        cost = cost + uplink.per_task
+    return (uplink.local - cost) / (time + uplink.fixed_time)
 
 
 def send_power(uplink: Uplink, offload: jax.Array, time: jax.Array) -> jax.Array:
