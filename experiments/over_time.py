@@ -61,7 +61,7 @@ flags.DEFINE_list("outages", ["0.2", "0.1", "0.05", "0.01", "0.001"], "asked for
 flags.DEFINE_list("errors", ["0.05", "0.1", "0.2"], "of the estimates, of outage.csv")
 flags.DEFINE_list("backoffs", ["0.01", "0.5", "1:6", "8:20:2", "24", "28", "32"], "[dB]")
 flags.DEFINE_integer(
-    "optimization_level", 3, "of LLVM: 0 compiles in a quarter of the time, for few slots",
+    "optimization_level", None, "of LLVM, by default XLA's: 0 compiles far quicker, for few slots",
     lower_bound=0, upper_bound=3,
 )  # fmt: skip
 flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's csv")
@@ -376,8 +376,9 @@ def compile_all(kinds: list[Kind], bar: progress_bar.Bar) -> dict[Kind, Program]
         shapes = jax.eval_shape(partial(begin, [scenario(csi_delay=delay)] * CELLS))
         key = jax.eval_shape(lambda: jax.random.key(0))
         lowered = play_slots.lower(shapes, stack([example] * CELLS), key, part_slots())
-        level = {"xla_backend_optimization_level": FLAGS.optimization_level}
-        compiled: Any = lowered.compile(level)
+        level = FLAGS.optimization_level
+        options = {} if level is None else {"xla_backend_optimization_level": level}
+        compiled: Any = lowered.compile(options)
         bar.advance(4, f"compiled {scheme}")
         return compiled
 

@@ -345,28 +345,16 @@ def time_day(rows: Rows) -> Lines:
 
 
 def time_outage(rows: Rows) -> Lines:
-    """Write the outage asked for and met: a line per error and outage."""
-    lines = [["error", "asked for [%]", "kept in every slot: met [%]", "saved [%]",
-              "one price of risk: met [%]", "saved [%]"]]  # fmt: skip
-    cells = {(row["method"], row["error"], row["outage"]): row for row in rows}
-    for error, outage in [key[1:] for key in cells if key[0] == "slot"]:
-        line = [f"{error:g}", f"{100 * outage:g}"]
-        for method in ("slot", "price"):
-            row = cells[method, error, outage]
-            share, half = (100 * row[name] for name in ("late_slots_fraction", "late_slots_ci95"))
-            saved = saved_over_backoff(row, rows)
-            line += [f"{share:.3g} +- {half:.1g}", f"{100 * saved:.0f}" if saved == saved else "-"]
-        lines.append(line)
+    """Write the outage asked for and met in every slot: a line per error and outage."""
+    lines = [["error", "asked for [%]", "met [%]", "energy saved [%]"]]
+    for row in (row for row in rows if row["method"] == "slot"):
+        share, half = (100 * row[name] for name in ("late_slots_fraction", "late_slots_ci95"))
+        saved = saved_over_backoff(row, rows)
+        lines.append([
+            f"{row['error']:g}", f"{100 * row['outage']:g}", f"{share:.3g} +- {half:.1g}",
+            f"{round(100 * saved)}" if saved == saved else "-",
+        ])  # fmt: skip
     return lines
-
-
-def simulation_speed(rows: Rows) -> Lines:
-    """Write slots per second: a line per method."""
-    columns = ["method", "slots per second", "mean energy per slot [J]"]
-    return [columns] + [
-        [row["method"], f"{row['slots_per_second']:.0f}", f"{row['energy_per_slot_j']:.4f}"]
-        for row in rows
-    ]
 
 
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., Lines]]] = {  # by name: its csv
@@ -389,5 +377,4 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., Lines]]] = {  # by name: 
     "soak": (("soak",), soak),
     "time_day": (("time_day",), time_day),
     "time_outage": (("time_outage",), time_outage),
-    "simulation_speed": (("simulation_speed",), simulation_speed),
 }

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import paper_claims
 from support.plots import LIMIT
+from support.time_plots import saved_over_backoff
 
 from report.result_tables import Rows, slope
 
@@ -260,9 +261,86 @@ def realism_sweeps(rows: Rows) -> Values:
                      "fdma_most": float(np.nanmax(fdma / tdma))}  # fmt: skip
 
 
+def time_day(rows: Rows) -> Values:
+    """Compare the optimum's energy with the margin to that with perfect CSI, and outages."""
+
+    def mean(column: str, **where: float) -> float:
+        where |= {"scheme": "optimal"}  # type: ignore[dict-item]
+        return float(np.mean([r[column] for r in rows if where.items() <= r.items()]))
+
+    safe = min(row["outage"] for row in rows)
+    error = max(row["error"] for row in rows)
+    energy, late = "energy_per_task_j", "late_slots_fraction"
+    perfect = mean(energy, error=0, delay=0)
+    return {
+        "late_by_errors": mean(late, error=error, outage=1),
+        "late_by_age": mean(late, delay=1, outage=1),
+        "margin_for_errors": mean(energy, error=error, outage=safe) / perfect,
+        "margin_for_age": mean(energy, delay=1, outage=safe) / perfect,
+        "margins_keep_the_outage": max(mean(late, error=error, outage=safe),
+                                       mean(late, delay=1, outage=safe)) < 1.1 * safe,
+    }  # fmt: skip
+
+
+def time_speed(rows: Rows) -> Values:
+    """Compare the optimum's energy, on estimates one slot old, with that on those of the slot."""
+    energy = {(row["delay"], row["speed"]): row["energy_per_task_j"] for row in rows
+              if row["scheme"] == "optimal" and row["outage"] < 1}  # fmt: skip
+    speeds = sorted({speed for _, speed in energy})
+    over = [energy[1, speed] / energy[0, speed] for speed in speeds]
+    return {"slowest": speeds[0], "at_the_slowest": over[0], "fastest": speeds[-1],
+            "at_the_fastest": over[-1]}  # fmt: skip
+
+
+def time_queues(rows: Rows) -> Values:
+    """Compare backlogs of the optimum with one service per slot, to a load that queues hold."""
+    own = [row for row in rows if row["scheme"] == "optimal" and row["load"] <= 0.8]
+    found = {(row["error"] > 0, row["outage"] < 1, row["load"]): row["backlog"] for row in own}
+    exact = {load: load + load**2 / (2 * (1 - load)) for *_, load in found}
+    perfect = [found[False, False, load] / exact[load] for load in exact]
+    most = max(exact)
+    return {
+        "perfect_most": max(abs(1 - ratio) for ratio in perfect),
+        "load": most,
+        "exact": exact[most],
+        "with_margin": found[True, True, most],
+        "without": found[True, False, most],
+    }
+
+
+def time_outage(rows: Rows) -> Values:
+    """Count the outages asked for that are within the interval of those met, and read savings.
+
+    What is met may be less: a device that a plan lets send, and that stays, leaves its part.
+    """
+    own = [row for row in rows if row["method"] == "slot"]
+    off = [(row["late_slots_fraction"] - row["outage"]) / row["late_slots_ci95"] for row in own]
+    saved = [saved_over_backoff(row, rows) for row in own]
+    return {
+        "rows": len(off),
+        "within": sum(abs(x) <= 1 for x in off),
+        "none_is_above": max(off) <= 1,
+        "least_of_asked": min(row["late_slots_fraction"] / row["outage"] for row in own),
+        "saves_least": float(np.nanmin(saved)),
+        "saves_most": float(np.nanmax(saved)),
+    }
+
+
+def cells(rows: Rows) -> Values:
+    """Tell from which distance on all iterations converge, and what the nearest cells cost."""
+    own = sorted((r for r in rows if r["scheme"] == "optimal"), key=lambda row: row["distance"])
+    circling = [row["distance"] for row in own if row["converged_fraction"] < 1]
+    return {
+        "nearest": own[0]["distance"],
+        "circling_to": max(circling, default=0.0),
+        "near_costs": own[0]["energy_per_task_j"] / own[-1]["energy_per_task_j"],
+        "near_converge": own[0]["converged_fraction"],
+    }
+
+
 VALUES: dict[str, Callable[[Rows], Values]] = {
     function.__name__: function for function in
     (figure4, slopes, constraints, figure5, figure6, figure6_cdf, plane, frontier, certify, scale,
      speed, speed_before, droo, realism, realism_sweeps, gradients, lanes, precision,
-     crash_recovery, soak_memory)
+     crash_recovery, soak_memory, time_day, time_speed, time_queues, time_outage, cells)
 }  # fmt: skip

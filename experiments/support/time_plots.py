@@ -73,7 +73,7 @@ def queues_figure(rows: Rows) -> Figure:
     """Draw how many tasks wait against the load, beside the formula for perfect service."""
     kinds = sorted({row["error"] for row in rows})
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 3.6))
+        figure = Figure(figsize=(8.4, 3.6))
         grid = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
         load = np.linspace(min(row["load"] for row in rows), 0.97, 100)
         for axes, error in zip(grid, kinds):
@@ -113,7 +113,7 @@ def outage_figure(rows: Rows) -> Figure:
                     left.errorbar([100 * r["outage"] for r in own], met, bars, capsize=2, **line)
             left.plot([], [], color=style["color"], marker=style["marker"],
                       label=f"error {error:g}")  # fmt: skip
-        for name, look in MARGINS.values():
+        for name, look in (MARGINS[n] for n in MARGINS if any(row["method"] == n for row in rows)):
             left.plot([], [], color="black", marker="o", label=name, **look)
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         left.set(xlabel="outage asked for [%]", ylabel="late slots [%]", xscale="log", yscale="log")
@@ -151,8 +151,13 @@ def filmstrip_figure(rows: Rows) -> Figure:
     powers = [1e3 * row["power_w"] for row in rows if row["sends"]] or [1.0]
     norm = matplotlib.colors.LogNorm(max(min(powers), 1e-3), max(*powers, 1e-2))
     colors = matplotlib.colormaps["viridis"]
-    late = {"edgecolor": LATE, "linewidth": 1.5}
-    local = {"facecolor": "white", "edgecolor": "gray", "hatch": "////", "linewidth": 0.5}
+    late: dict[str, Any] = {"edgecolor": LATE, "linewidth": 1.5}
+    local: dict[str, Any] = {
+        "facecolor": "white",
+        "edgecolor": "gray",
+        "hatch": "////",
+        "linewidth": 0.5,
+    }
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(9.0, 1.4 + 0.16 * devices))
         grid = figure.subplots(1, number, sharex=True, sharey=True, squeeze=False)[0]
@@ -173,13 +178,16 @@ def filmstrip_figure(rows: Rows) -> Figure:
         grid[0].set(ylabel="device", ylim=(devices + 0.6, 0.4))
         grid[0].set_yticks([k for k in range(1, devices + 1) if k == 1 or k % 2 == 0])
         mapped = matplotlib.cm.ScalarMappable(norm, colors)
-        figure.colorbar(mapped, ax=grid, label="transmit power [mW]", pad=0.01)
+        bar = figure.colorbar(mapped, ax=grid, label="transmit power [mW]", pad=0.01)
+        bar.ax.yaxis.set_major_formatter("{x:g}")
+        bar.ax.yaxis.set_minor_formatter("{x:g}")
         patches = [
             Patch(facecolor=colors(0.6), label="sends"),
             Patch(facecolor=colors(0.6), label="late: sent in vain", **late),
             Patch(label="computes itself", **local),
         ]
-        figure.legend(handles=patches, loc="outside lower center", ncols=3)
+        some = patches if any(row["has_task"] > row["sends"] for row in rows) else patches[:2]
+        figure.legend(handles=some, loc="outside lower center", ncols=3)
     return figure
 
 
