@@ -20,7 +20,14 @@ import numpy as np
 from absl import flags
 from support import common, list_flags, progress_bar
 
-from meco_jax import System, sample_channels, solve, wpmec
+from meco_jax import (
+    System,
+    drop_devices,
+    from_dbm,
+    path_gain,
+    sample_channels,
+    wpmec,
+)
 from meco_jax import system as sy
 from meco_jax.benchmarks import INDEX
 from meco_jax.exact import search as p1
@@ -38,18 +45,50 @@ TOLERANCE = 5e-10  # of the searches: bounds are within 1e-9
 Draw = Callable[[int], tuple[np.ndarray, Any]]  # from a seed to one instance
 
 
-def p1_instance(size: int, slot: float, fade: float = 1.0, weights: bool = False) -> Draw:
-    """Draw P1 as the paper does, with gains of a share ``fade`` of its mean, or with weights."""
+def p1_instance(
+    size: int, slot: float, fade: float = 1.0, weights: bool = False, edge: bool = False
+) -> Draw:
+    """Draw P1 as the paper does, with gains of a share ``fade`` of its mean, weights or an edge."""
 
     def draw(seed: int) -> tuple[np.ndarray, System]:
         system = table1(size, slot, seed)
         rng = np.random.default_rng((seed, size))
         if weights:
             system = system.replace(weight=10 ** rng.uniform(-1, 1, size))
+        if edge:
+            system = system.replace(edge_cycles=finite_edge(system, rng))
         h = np.asarray(sample_channels(seed + 1, system, 1))[0] * np.sqrt(fade)
         return h, system
 
     return draw
+
+
+def real_instance(size: int, slot: float, access: str) -> Draw:
+    """Draw all that THEORY.md, section 10, has: devices in a cell that differ in everything."""
+
+    def draw(seed: int) -> tuple[np.ndarray, System]:
+        rng = np.random.default_rng((seed, size))
+        table = table1(size, slot, seed)
+        system = table.replace(
+            mean_gain=path_gain(drop_devices(seed, size, radius=250.0, inner=35.0)),
+            noise_power=from_dbm(-99.0 + rng.uniform(0, 6, size)),  # interference over the noise
+            max_power=from_dbm(rng.choice([23.0, 20.0, 17.0], size)),
+            circuit_power=rng.uniform(0.02, 0.1, size),
+            fixed_time=rng.uniform(2e-3, 8e-3, size),
+            fixed_energy=rng.uniform(2e-4, 8e-4, size),
+            delay_weight=rng.uniform(0, 0.04, size),
+            edge_cycles=finite_edge(table, rng),
+            access=access,
+        )
+        return np.asarray(sample_channels(seed + 1, system, 1, antennas=4))[0], system
+
+    return draw
+
+
+def finite_edge(system: System, rng: np.random.Generator) -> float:
+    """Draw F, 30 to 70 % of the cycles of all tasks."""
+    cycles = np.asarray(system.task_bits, np.float64) * np.asarray(system.cycles_per_bit)
+    return float(rng.uniform(0.3, 0.7) * np.sum(cycles))
 
 
 def wpmec_instance(size: int, hard: bool) -> Draw:
@@ -79,6 +118,9 @@ FAMILIES: dict[str, Draw] = {
     "p1-k14-tight-v1": p1_instance(14, 0.3),
     "p1-k14-faded-v1": p1_instance(14, 1.0, fade=1e-2),
     "p1-k14-weights-v1": p1_instance(14, 0.5, weights=True),
+    "p1-k14-edge-v1": p1_instance(14, 0.5, edge=True),
+    "p1-k14-real-v1": real_instance(14, 0.5, "tdma"),
+    "p1-k14-fdma-v1": real_instance(14, 0.5, "fdma"),
     "wpmec-k10-v1": wpmec_instance(10, hard=False),
     "wpmec-k30-v1": wpmec_instance(30, hard=False),
     "wpmec-k10-hard-v1": wpmec_instance(10, hard=True),
@@ -119,7 +161,7 @@ def make(name: str) -> tuple[dict[str, np.ndarray], int]:
     while len(rows) < FLAGS.instances:
         h, system = FAMILIES[name](seed)
         h, system = jax.tree.map(rounded, (h, system))
-        each = sy.PER_DEVICE if isinstance(system, System) else wsy.PER_DEVICE
+        each = sy.per_device(system) if isinstance(system, System) else wsy.PER_DEVICE
         own = {n: np.broadcast_to(getattr(system, n), h.shape) for n in each}
         system = system.replace(**own)
         row = prove(h, system)
@@ -127,7 +169,9 @@ def make(name: str) -> tuple[dict[str, np.ndarray], int]:
         rows += [fields | {"h": h} | row] if row else []
         seed += 1
     arrays = {key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0]}
-    return arrays | {"problem": np.asarray(name.split("-")[0])}, seed - len(rows)
+    access = getattr(system, "access", "tdma")
+    words = {"problem": name.split("-")[0]} | ({} if access == "tdma" else {"access": access})
+    return arrays | {n: np.asarray(word) for n, word in words.items()}, seed - len(rows)
 
 
 def rounded(value: Any) -> np.ndarray:
@@ -137,20 +181,14 @@ def rounded(value: Any) -> np.ndarray:
 
 
 def prove_p1(h: np.ndarray, system: System) -> dict[str, Any] | None:
-    """Find and prove the optimum, None if it is infeasible or not proven."""
-    known = solve(h, system, method="optimal")
-    if not known.feasible:
+    """Find and prove the optimum, None if there is none or it is not proven."""
+    offload, bound = p1.search(system, h, np.inf, TOLERANCE, FLAGS.max_nodes)
+    if offload is None:
         return None
-    offload = np.asarray(known.offload) > 0
-    uplink = p1.host_uplink(system, h)
-    energy = p1.allocate_on_host(uplink, offload)[0]
-    better, bound = p1.search(system, h, energy, TOLERANCE, FLAGS.max_nodes)
-    if better is not None:
-        offload = better
-        energy = p1.allocate_on_host(uplink, offload)[0]
-    if not energy * (1 - 1e-9) <= bound:
+    cost = p1.allocate_on_host(p1.host_uplink(system, h), offload)[0]
+    if not cost * (1 - 1e-9) <= bound:
         return None
-    return {"optimum": energy, "bound": min(bound, energy), "offload": offload}
+    return {"optimum": cost, "bound": min(bound, cost), "offload": offload}
 
 
 def prove_wpmec(h: np.ndarray, system: wpmec.WPMEC) -> dict[str, Any] | None:

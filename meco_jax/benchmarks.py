@@ -37,11 +37,11 @@ class Family(NamedTuple):
     """Instances of one kind and their certified optima."""
 
     name: str
-    problem: str  # "p1": least energy [J]; "wpmec": highest rate [bit/s]
+    problem: str  # "p1": least ``Solution.cost`` [J]; "wpmec": highest rate [bit/s]
     h: np.ndarray  # [N, K] gains, as the problem's ``solve`` takes them [-]
     system: System | WPMEC  # fields [N, K] and [N]
     optimum: np.ndarray  # [N] float64 [J] or [bit/s]
-    bound: np.ndarray  # [N] float64: proven, below the least energy or above the highest rate
+    bound: np.ndarray  # [N] float64: proven, below the least cost or above the highest rate
     offload: np.ndarray  # [N, K] bool: who sends in the optimum
 
 
@@ -80,10 +80,11 @@ def load(name: str) -> Family:
         raise ValueError(f"{file} must have the SHA-256 {known[name]}; it is another file")
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
         arrays = dict(data)
-    problem = str(arrays.pop("problem"))
+    words = {n: str(arrays.pop(n)) for n in ("problem", "access") if n in arrays}
     outputs = {n: arrays.pop(n) for n in ("h", "optimum", "bound", "offload")}
+    problem = words.pop("problem")
     kind: Any = System if problem == "p1" else WPMEC
-    return Family(name=name, problem=problem, system=kind(**arrays), **outputs)
+    return Family(name=name, problem=problem, system=kind(**arrays, **words), **outputs)
 
 
 def score(scheme: Scheme | str, name: str | Family, repeats: int = 3) -> Score:
@@ -112,7 +113,7 @@ def score(scheme: Scheme | str, name: str | Family, repeats: int = 3) -> Score:
         began = time.perf_counter()
         found = jax.block_until_ready(call(family.h, family.system, method=scheme))
         times.append(time.perf_counter() - began)
-    value = np.asarray(found.energy if family.problem == "p1" else found.rate, np.float64)
+    value = np.asarray(found.cost if family.problem == "p1" else found.rate, np.float64)
     sign = 1 if family.problem == "p1" else -1
     good = np.asarray(found.feasible) & np.isfinite(value)
     gap = sign * (value[good] / family.optimum[good] - 1)

@@ -45,6 +45,32 @@ def test_optima_are_those_of_brute_force():
     np.testing.assert_allclose(family.optimum[0], reference.brute_force(p)[0], rtol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["p1-k14-edge-v1", "p1-k14-real-v1", "p1-k14-fdma-v1"])
+def test_optima_beyond_p1_are_those_of_brute_force(name):
+    family = benchmarks.load(name)
+    assert family.system.access == ("fdma" if "fdma" in name else "tdma")
+    forced = np.asarray(family.system.task_bits * family.system.cycles_per_bit)
+    forced = forced > family.system.cpu_hz * family.system.slot[:, None]
+    i = int(np.argmax(forced.sum(axis=1)))  # few sets, so that it is quick
+    p, _ = reference.extended(jax.tree.map(lambda x: x[i], family.system), family.h[i])
+    best, sent = reference.extended_optimum(p)
+    np.testing.assert_allclose(family.optimum[i], best, rtol=1e-9)
+    np.testing.assert_array_equal(family.offload[i], sent)
+    cycles = family.system.task_bits * family.system.cycles_per_bit
+    assert np.any(np.sum(cycles, axis=1) > family.system.edge_cycles)
+
+
+def test_what_delays_cost_counts(monkeypatch):
+    family = benchmarks.load("p1-k14-real-v1")
+    nothing, whole = np.zeros(family.h.shape), np.ones(len(family.h), bool)
+    energy, delay = family.optimum / 4, family.optimum * 3 / 4
+    answer = meco_jax.Solution(nothing, nothing, nothing, energy, energy, whole, delay_cost=delay)
+    monkeypatch.setattr(benchmarks, "solve", lambda *_, method: answer)
+    score = benchmarks.score("optimal", family, repeats=1)
+    assert score.gap_worst < 1e-12
+    assert score.impossible == score.infeasible == 0
+
+
 def test_scores():
     family = benchmarks.load("wpmec-k10-v1")
     best = benchmarks.score("optimal", family, repeats=1)
