@@ -24,7 +24,7 @@ from absl import flags
 from report import result_tables
 from support import common, csv_tables, list_flags, plots, progress_bar
 
-from meco_jax import Solution, System, batching, figures, sample_channels, solve, solver, table1
+from meco_jax import Solution, System, engine, figures, sample_channels, solve, solver, table1
 
 FLAGS = flags.FLAGS
 common.define_flags()
@@ -155,11 +155,9 @@ def programs() -> int:
 
 def most_programs() -> int:
     """Bound the programs: sizes of blocks, padded K, stages."""
-    sizes = {
-        batching.block_size(n, batching.BATCH_SIZES) for n in range(1, FLAGS.largest_batch + 1)
-    }
-    devices = -(-FLAGS.most_devices // batching.DEVICE_MULTIPLE)
-    later = 2 * len(solver.LATER_SIZES)  # the optimum's
+    sizes = {engine.block_size(n, engine.BATCH_SIZES) for n in range(1, FLAGS.largest_batch + 1)}
+    devices = -(-FLAGS.most_devices // engine.DEVICE_MULTIPLE)
+    later = 2 * len(engine.LATER_SIZES)  # the optimum's
     return devices * (len(sizes) * len(FLAGS.methods) + later * ("optimal" in FLAGS.methods))
 
 

@@ -31,7 +31,7 @@ from meco_jax import (
     train,
     train_grid,
 )
-from meco_jax.batching import DEVICE_MULTIPLE
+from meco_jax.engine import DEVICE_MULTIPLE
 from meco_jax.exact import enumeration, sets
 from meco_jax.exact.duals import price_grid
 from meco_jax.exact.pricing import priced_set

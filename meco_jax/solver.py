@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meco_jax import batching
+from meco_jax import engine
 from meco_jax import system as sy
-from meco_jax.batching import HostBatch, Program, invalidate, map_checked, run_one
+from meco_jax.batching import Program, host_batch, invalidate, map_checked, padded_on_host
+from meco_jax.engine import LATER_SIZES, HostBatch
 from meco_jax.exact import allocation as one_channel
 from meco_jax.exact import enumeration, schemes, search
 from meco_jax.learned.policy import LARGEST_EFFORT, GeneralPolicy
@@ -31,6 +32,7 @@ from meco_jax.runtime.checks import (
     real,
     refuse,
     require,
+    zero_or_one,
 )
 from meco_jax.runtime.policies import pretrained
 from meco_jax.runtime.settings import moves_data
@@ -38,8 +40,6 @@ from meco_jax.scenarios import table1
 from meco_jax.solution import Solution
 from meco_jax.system import ArrayLike, System
 
-MOST_PROGRAMS = 64  # that are kept; called again, the others are compiled again
-LATER_SIZES = batching.BATCH_SIZES[:3]  # of the later stages of the optimum
 Method = Literal["bcos", "mcos", "mcos_partial", "optimal", "pcos"]
 Scheme = Callable[[System, jax.Array], Solution]  # of one channel
 METHODS: dict[str, Scheme] = {
@@ -123,14 +123,14 @@ def solve(
         return solve_all(h, system, own, method, effort=effort)
     if _stays_on_device(h, method) or 0 in batch:
         return _program(own, method, enumeration.ONLY_STAGE, effort)(h, system)
-    multiple = 1 if isinstance(own, Policy) else batching.DEVICE_MULTIPLE
+    multiple = 1 if isinstance(own, Policy) else engine.DEVICE_MULTIPLE
     program = _program(own, method, enumeration.STAGES[0], effort)
     if not batch:
-        found = run_one(program, h, system, multiple)
-        if method != "optimal" or not found.cost - found.lower_bound > tolerance * found.cost:
+        found = engine.run_one(program, h, partial(padded_on_host, system), multiple)
+        if method != "optimal" or not _is_open(found, tolerance):
             return found
-    rows = HostBatch(h, system, multiple)
-    found = rows.run(program, np.arange(rows.number), batching.BATCH_SIZES)
+    rows = host_batch(h, system, multiple)
+    found = rows.run(program, np.arange(rows.number), engine.BATCH_SIZES)
     if method == "optimal":
         _escalate(rows, found, tolerance, max_nodes)
     return rows.unpack(found)
@@ -138,14 +138,7 @@ def solve(
 
 def _check_method(method: Any, policy: Any) -> None:
     """Raise a ValueError unless there is such a method, and the policy is one that it uses."""
-    if callable(method):
-        try:
-            hash(method)
-        except TypeError:
-            raise refuse("method", "hashable: it is compiled once", method) from None
-    elif not isinstance(method, str) or method not in (*METHODS, "bcos"):
-        known = ", ".join(sorted((*METHODS, "bcos")))
-        raise refuse("method", f"one of {known}, or a function of a system and gains", method)
+    engine.check_method(method, (*METHODS, "bcos"))
     if not isinstance(policy, (Policy, GeneralPolicy, type(None))):
         raise refuse("policy", "trained or from meco_jax.load_policy", policy)
     if policy is not None and method != "bcos":
@@ -190,9 +183,7 @@ def allocate(system: System, h: ArrayLike, offload: ArrayLike) -> Solution:
     """
     h, system = check_call(h, system)
     offload = check_decision(offload, system, h)
-    if not is_traced(offload) and not np.all((offload == 0) | (offload == 1)):
-        wrong = np.asarray(offload)
-        raise refuse("offload", "0 or 1", wrong[(wrong != 0) & (wrong != 1)].flat[0])
+    zero_or_one("offload", offload)
     return _map_decisions(one_channel.allocate, h, system, offload)
 
 
@@ -283,12 +274,9 @@ def _program(
     """Return ``_solve`` of gains and systems, which lets go of all programs before too many."""
 
     def run(h: Any, system: System) -> Solution:
-        # Each holds some 50 MB and 200 to 500 memory mappings, of which Linux grants 65 530.
-        if compiled._cache_size() >= MOST_PROGRAMS:
-            compiled.clear_cache()
+        engine.let_go(_solve)
         return _solve(h, system, policy, method, stage, effort)
 
-    compiled: Any = _solve
     return run
 
 
@@ -297,7 +285,14 @@ def later_stage(stage: enumeration.Stage) -> Program:
     return _program(None, "optimal", stage)
 
 
-def _escalate(rows: HostBatch, best: Solution, tolerance: float, max_nodes: int) -> None:
+def _is_open(found: Solution, tolerance: float) -> Any:
+    """Tell whether more is to be looked for, ``[...]`` bool."""
+    cost, bound = np.asarray(found.cost), np.asarray(found.lower_bound)
+    with np.errstate(invalid="ignore"):  # inf - inf where nothing is feasible
+        return cost - bound > tolerance * cost
+
+
+def _escalate(rows: HostBatch[System], best: Solution, tolerance: float, max_nodes: int) -> None:
     """Send the channels whose gap is open to larger stages, and the last ones to the host.
 
     Args:
@@ -307,29 +302,21 @@ def _escalate(rows: HostBatch, best: Solution, tolerance: float, max_nodes: int)
         max_nodes: work of the search a channel.
     """
 
-    def still_open() -> np.ndarray:
-        with np.errstate(invalid="ignore"):  # inf - inf where nothing is feasible
-            return np.flatnonzero(best.cost - best.lower_bound > tolerance * best.cost)
+    def enumerated(stage: enumeration.Stage, places: np.ndarray) -> Solution:
+        return rows.run(later_stage(stage), places, LATER_SIZES)
 
-    def put(places: np.ndarray, solutions: Solution) -> None:
-        for old, new in zip(jax.tree.leaves(best), jax.tree.leaves(solutions)):
-            old[places] = new
-
-    for stage in enumeration.STAGES[1:]:
-        places = still_open()
-        if len(places):
-            put(places, rows.run(later_stage(stage), places, LATER_SIZES))
-    for place in still_open():
+    def searched(place: int) -> Solution:
         gains, one = rows.take(place)
-        known = jax.tree.map(lambda x, i=place: x[i], best)
+        known = jax.tree.map(lambda x: x[place], best)
         cost, kind = float(known.cost), known.energy.dtype.type
         decision, bound = search.search(one, gains, cost, tolerance / 2, max_nodes)
         if decision is not None:
             known = search.solution_on_host(one, gains, decision)
-        rounded = kind(bound)
-        rounded = np.nextafter(rounded, kind(0)) if rounded > bound else rounded
-        known = known.replace(lower_bound=np.clip(rounded, best.lower_bound[place], known.cost))
-        put(np.array([place]), known)
+        low = engine.rounded(bound, kind, up=False)
+        return known.replace(lower_bound=np.clip(low, best.lower_bound[place], known.cost))
+
+    stages = [partial(enumerated, stage) for stage in enumeration.STAGES[1:]]
+    engine.escalate(best, partial(_is_open, tolerance=tolerance), stages, searched)
 
 
 def _stays_on_device(h: jax.Array, method: str | Scheme) -> bool:

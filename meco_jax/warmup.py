@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from meco_jax import batching, solver
+from meco_jax import engine, solver
 from meco_jax import system as sy
+from meco_jax.batching import host_batch
 from meco_jax.exact import enumeration, search
 from meco_jax.learned.policy import GeneralPolicy
 from meco_jax.paper.network import Policy
@@ -86,27 +87,27 @@ def _calls(
     if 1 in channels:
         for number in devices:  # a padded answer is cut to each K by a small program of its own
             yield f"{name_of(method)}, {number} devices, one channel", call(number)
-    multiple = 1 if isinstance(policy, Policy) else batching.DEVICE_MULTIPLE
+    multiple = 1 if isinstance(policy, Policy) else engine.DEVICE_MULTIPLE
     for number in sorted({-(-number // multiple) * multiple for number in devices}):
-        for size in _blocks(channels, batching.BATCH_SIZES):
+        for size in _blocks(channels, engine.BATCH_SIZES):
             if size == 1:
                 continue  # the program of one channel
             yield f"{name_of(method)}, {number} devices, {size} channels", call(size, number)
         if method == "optimal":
             yield from _later_calls(
-                number, _blocks(range(1, max(channels) + 1), solver.LATER_SIZES)
+                number, _blocks(range(1, max(channels) + 1), engine.LATER_SIZES)
             )
 
 
 def _later_calls(number: int, sizes: Sequence[int]) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Name and make the calls of what follows the first stage of the optimum."""
     h, system = np.full((1, number), 1e-3), sy.check_system(table1(number))
-    rows = batching.HostBatch(sy.check_channels(h, number), system, 1)
+    rows = host_batch(sy.check_channels(h, number), system, 1)
     for place, stage in enumerate(enumeration.STAGES[1:], 2):
         for size in sizes:
             name = f"optimal, {number} devices, {size} channels, stage {place}"
             repeated = np.zeros(size, int)
-            yield name, partial(rows.run, solver.later_stage(stage), repeated, solver.LATER_SIZES)
+            yield name, partial(rows.run, solver.later_stage(stage), repeated, engine.LATER_SIZES)
     gains, one = rows.take(np.array(0))
 
     def call() -> Any:
@@ -118,7 +119,7 @@ def _later_calls(number: int, sizes: Sequence[int]) -> Iterator[tuple[str, Calla
 
 def _blocks(channels: Sequence[int], sizes: tuple[int, ...]) -> list[int]:
     """Return the sizes into which the solver cuts these numbers of channels."""
-    return sorted({batching.block_size(number, sizes) for number in channels})
+    return sorted({engine.block_size(number, sizes) for number in channels})
 
 
 def _sizes(name: str, sizes: Sizes) -> Sequence[int]:

@@ -8,8 +8,8 @@ PACKAGE = Path(meco_jax.__file__).parent
 # fmt: off
 ORDER = (
     "runtime.atomic", "runtime.settings", "runtime.checks", "exact.twofold",
-    "exact.derivatives", "units", "runtime.describe", "runtime.memory", "system",
-    "propagation", "scenarios", "solution", "runtime.arguments",
+    "exact.derivatives", "units", "runtime.describe", "runtime.memory", "engine",
+    "system", "propagation", "scenarios", "solution", "runtime.arguments",
     "exact.equations", "exact.residuals", "exact.uplink", "exact.shares", "exact.duals",
     "exact.sets", "exact.pricing", "exact.breakpoints", "exact.edge", "exact.relaxation",
     "exact.allocation", "exact.schemes", "exact.enumeration", "exact.search",

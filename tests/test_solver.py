@@ -117,7 +117,7 @@ def test_chunks_change_nothing(method, policy, key, monkeypatch):
     h = sample_channels(key, table1(5), 11)
     keywords = arguments(method, policy)
     whole = solve(h, system, **keywords)
-    monkeypatch.setattr(meco_jax.batching, "CHUNK_BYTES", 300_000)  # four channels at once
+    monkeypatch.setattr(meco_jax.engine, "CHUNK_BYTES", 300_000)  # four channels at once
     meco_jax.solver._solve.clear_cache()
     chunked = solve(h, system, **keywords)
     jax.tree.map(
@@ -146,7 +146,7 @@ def test_sizes_share_programs(key):
 
 def test_programs_are_bounded(monkeypatch):
     """A process that sees ever new sizes would run out of memory mappings, and crash."""
-    monkeypatch.setattr(meco_jax.solver, "MOST_PROGRAMS", 2)
+    monkeypatch.setattr(meco_jax.engine, "MOST_PROGRAMS", 2)
     before = meco_jax.solver._solve._cache_size()
     for number in (1, 8, 64):
         solve(np.full((number, 3), 1e-3), table1(3), method="mcos")
@@ -157,7 +157,7 @@ def test_blocks_change_nothing(key, monkeypatch):
     system = table1(5)
     h = sample_channels(key, system, 7)
     whole = solve(h, system, method="optimal")
-    monkeypatch.setattr(meco_jax.batching, "BATCH_SIZES", (2,))
+    monkeypatch.setattr(meco_jax.engine, "BATCH_SIZES", (2,))
     blocks = solve(h, system, method="optimal")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), blocks, whole)
 

@@ -20,7 +20,7 @@ import pytest
 import scipy.io
 
 import meco_jax
-from meco_jax import Solution, System, batching, solve, solver, table1, units, warmup
+from meco_jax import Solution, System, batching, engine, solve, solver, table1, units, warmup
 from meco_jax.exact import enumeration, search
 from meco_jax.paper.network import Network, init_variables
 from meco_jax.runtime import describe
@@ -348,7 +348,7 @@ def test_warming_up_includes_what_the_optimum_may_need(compiled, rng, monkeypatc
 
 
 def test_warming_up_knows_its_sizes():
-    blocks, few = batching.BATCH_SIZES, solver.LATER_SIZES
+    blocks, few = engine.BATCH_SIZES, engine.LATER_SIZES
     for number, size in ((1, 1), (2, 8), (40, 64), (100, 64), (520, 64), (1000, 512), (8192, 512)):
         assert warmup._blocks([number], blocks) == [size]
     assert warmup._blocks(range(1, 101), blocks) == [1, 8, 64]

@@ -13,7 +13,7 @@ import meco_jax
 from meco_jax import wpmec
 from meco_jax.wpmec import enumeration, search
 from meco_jax.wpmec.devices import Devices, allocate_set, make_devices
-from meco_jax.wpmec.solver import _Rows, _solve
+from meco_jax.wpmec.solver import _solve, host_batch
 
 PLAIN = {  # so that L = (w h)^(1/3) / phi, rho = h^2 and eps = 1
     "chip": 1.0, "harvest_efficiency": 1.0, "power": 1.0, "noise_power": 1.0,
@@ -141,7 +141,7 @@ def test_larger_instances_are_certified(rng):
 
 def test_search_proves_what_a_stage_leaves_open(rng):
     h, system = family(rng, 6, 8, "wild")
-    rows = _Rows(h, system, (6,))
+    rows = host_batch(h, system)
     for i in range(6):
         gains, one = rows.take(i)
         devices = search.host_devices(one, gains)

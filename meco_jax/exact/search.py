@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from meco_jax import system as sy
+from meco_jax.engine import BestFirst
 from meco_jax.exact.duals import PriceGrid, price_grid, saving
 from meco_jax.exact.enumeration import COARSE
 from meco_jax.exact.equations import excess
@@ -71,43 +72,33 @@ def search(
         state.edge_price = _edge_price(state, host_grid(p, middle, COARSE[1]))
         middle = _middle_price(p._replace(local=local_at(p, state.edge_price)), forced)
     bounds, centres = _count_bounds(state, host_grid(p, middle, COARSE[1]))
-    for count in np.argsort(bounds, kind="stable")[:FIRST_COUNTS]:  # a good answer first
-        if bounds[count] < state.cut:
+    counts = [(bounds[n], n, n) for n in np.argsort(bounds, kind="stable").tolist()]  # a heap
+    for bound, _, count in counts[:FIRST_COUNTS]:  # a good answer first
+        if bound < state.cut:
             state.try_set(_prefixes(state, host_grid(p, centres[count], 0.0), count)[0])
-    for count in np.argsort(bounds, kind="stable"):
-        if bounds[count] >= state.cut:
-            break
-        if state.nodes <= 0:
-            state.bound = min(state.bound, bounds[count])
-            break
-        _search_count(state, int(count), centres[count])
-    return state.better, min(state.bound, state.cut)
+    for count in state.take(counts):
+        _search_count(state, count, centres[count])
+    return state.better, state.bound
 
 
-class _Search:
-    """What is known while a channel is searched."""
+class _Search(BestFirst):
+    """What is known while a channel is searched: costs in [J]."""
 
     def __init__(
         self, p: Uplink, forced: np.ndarray, energy: float, tolerance: float, nodes: int
     ) -> None:
-        self.p, self.forced, self.tolerance, self.nodes = p, forced, tolerance, nodes
+        super().__init__(energy, tolerance, nodes)
+        self.p, self.forced = p, forced
         within = least_time(p) <= p.slot * (1 + FIT_TOLERANCE)
         self.free = np.flatnonzero(p.usable & ~forced & within)
-        self.better: np.ndarray | None = None
-        self.energy, self.bound = energy, np.inf
         self.edge_price: Any = None  # nu of the relaxed problem [J]
-
-    @property
-    def cut(self) -> float:
-        """What a decision must stay below to be worth finding [J]."""
-        return self.energy * (1 - self.tolerance)
 
     def try_set(self, chosen: np.ndarray) -> None:
         """Allocate a set ``[K]`` bool exactly, and keep it if it is better."""
         self.nodes -= EXACT_NODES
         value = allocate_on_host(self.p, chosen)[0]
         if value < self.cut:
-            self.better, self.energy = chosen, value
+            self.better, self.cost = chosen, value
 
 
 def _count_bounds(state: _Search, grid: PriceGrid) -> tuple[np.ndarray, np.ndarray]:
@@ -203,14 +194,9 @@ def _search_count(state: _Search, count: int, log_mu: float) -> None:
     bounds, sets = _decide_in_turn(
         state, whole, free[undecided], number, least, stay[undecided], send[undecided]
     )
-    for low, chosen in zip(bounds, sets):
-        if low >= state.cut:
-            break
-        if state.nodes <= 0:
-            state.bound = min(state.bound, low)
-            break
+    for i in state.take([(low, i, i) for i, low in enumerate(bounds.tolist())]):
         candidate = whole.copy()
-        candidate[free[undecided[chosen]]] = True
+        candidate[free[undecided[sets[i]]]] = True
         state.try_set(candidate)
 
 
@@ -259,7 +245,7 @@ def _decide_in_turn(
         keep = np.flatnonzero(low < state.cut)
         keep = keep[np.argsort(low[keep], kind="stable")]
         if len(keep) > width:
-            state.bound = min(state.bound, low[keep[width]])
+            state.give_up(low[keep[width]])
             keep = keep[:width]
         rows, duals = rows[keep], duals[keep]
         sets = sets[rows]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from meco_jax import system as sy
-from meco_jax.runtime.checks import as_floats, broadcast, is_traced, real, refuse
+from meco_jax.runtime.checks import broadcast, is_traced, per_device, refuse
 from meco_jax.runtime.memory import once_per_system
 from meco_jax.system import ArrayLike, System
 
@@ -34,20 +33,14 @@ def check_decision(offload: ArrayLike, system: System, h: jax.Array) -> jax.Arra
         ValueError: if there is not one per device, its batch axes do not fit, or a decision is
             known and not from 0 to 1.
     """
-    num_devices, given = system.num_devices, cast(Any, offload)
-    if jnp.issubdtype(getattr(given, "dtype", float), jnp.bool_):
-        given = given.astype(jnp.result_type(float))
-    decision = real("offload", given)
-    if not decision.shape or decision.shape[-1] != num_devices:
-        rule = f"one decision for each of {num_devices} devices"
-        raise ValueError(f"offload must have {rule}; got shape {decision.shape}")
+    decision = per_device("offload", offload, system.num_devices, "decision")
     if not is_traced(decision):
         wrong = np.asarray(decision)
         wrong = wrong[~((wrong >= 0) & (wrong <= 1))]
         if wrong.size:
             raise refuse("offload", "from 0 to 1", wrong.flat[0])
-    check_batch(system, h, cast(jax.Array, decision))
-    return as_floats(decision)
+    check_batch(system, h, decision)
+    return decision  # type: ignore[no-any-return]
 
 
 def _batch_shapes(system: System, *arrays: jax.Array) -> dict[str, tuple[int, ...]]:

@@ -119,6 +119,31 @@ def require(name: str, value: Any, low: float, included: bool, hint: str = "") -
     raise ValueError(f"{name} must be {rule}; got {first}{note}{hint if first < low else ''}")
 
 
+def per_device(name: str, value: Any, num_devices: int, what: str) -> Any:
+    """Return numbers or booleans ``[..., K]`` as floats.
+
+    Raises:
+        ValueError: if they are no real numbers, or not one ``what`` per device.
+    """
+    if jnp.issubdtype(getattr(value, "dtype", float), jnp.bool_):
+        value = value.astype(jnp.result_type(float))
+    value = real(name, value)
+    if not value.shape or value.shape[-1] != num_devices:
+        rule = f"one {what} for each of {num_devices} devices"
+        raise ValueError(f"{name} must have {rule}; got shape {value.shape}")
+    return as_floats(value)
+
+
+def zero_or_one(name: str, value: Any) -> None:
+    """Raise a ValueError unless all numbers are 0 or 1; traced ones are passed over."""
+    if is_traced(value):
+        return
+    wrong = np.asarray(value)
+    wrong = wrong[(wrong != 0) & (wrong != 1)]
+    if wrong.size:
+        raise refuse(name, "0 or 1", wrong.flat[0].item())
+
+
 def broadcast(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
     """Broadcast batch axes, by the name of the argument that has them.
 

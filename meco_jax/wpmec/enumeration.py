@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from meco_jax.exact.sets import subsets
 from meco_jax.exact.uplink import pairwise_sum
 from meco_jax.runtime.describe import short_repr
 from meco_jax.wpmec.bounds import (
@@ -81,7 +81,7 @@ def best_mode(system: WPMEC, h: jax.Array, stage: Stage) -> tuple[Solution, jax.
     """Find what ``optimal`` does, and a bound of all other modes ``[]`` [bit/s]."""
     devices = make_devices(system, h)
     held = jax.lax.stop_gradient(devices)
-    sends = jnp.asarray(patterns(stage.num_branched))  # [2^b, b]
+    sends = jnp.asarray(subsets(stage.num_branched))  # [2^b, b]
     branches = jax.vmap(partial(_branch, held, num_prices=stage.num_prices))(sends)
     each = jax.vmap(partial(_enumerate, held, stage=stage))(branches.devices, branches.sides)
     relaxed = branches.relaxed[0]
@@ -182,7 +182,7 @@ def _enumerate(devices: Devices, branch: Devices, sides: _Sides, stage: Stage) -
     undecided, clear = order[: stage.num_enumerated], order[stage.num_enumerated :]
     left_out = jnp.max(lower[clear], initial=-jnp.inf)
 
-    sets = jnp.asarray(patterns(len(undecided)))  # [P, n] who of the undecided sends
+    sets = jnp.asarray(subsets(len(undecided)))  # [P, n] who of the undecided sends
     impossible = sets & ~branch.usable[undecided][None] | ~sets & must[undecided][None]
     impossible = jnp.any(impossible, axis=1)
     settled = base.at[undecided].set(False)
@@ -255,8 +255,3 @@ def _bounds(
 def _product(sets: jax.Array, values: jax.Array) -> jax.Array:
     """Sum values ``[n, ...]`` over the members of sets ``[..., n]`` bool."""
     return jnp.matmul(sets.astype(values.dtype), values, precision=jax.lax.Precision.HIGHEST)
-
-
-def patterns(num: int) -> np.ndarray:
-    """All 0/1 rows of length ``num``: ``[2^num, num]`` bool."""
-    return (np.arange(2**num)[:, None] >> np.arange(num)) % 2 == 1

@@ -7,18 +7,13 @@ section 11.
 
 from __future__ import annotations
 
-import heapq
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from meco_jax.runtime.describe import short_repr
-from meco_jax.wpmec.bounds import (
-    middle_price,
-    price_path,
-    set_bounds,
-    side_bounds,
-)
+from meco_jax.engine import BestFirst, rounded
+from meco_jax.exact.sets import subsets
+from meco_jax.wpmec.bounds import Path, middle_price, price_path, set_bounds, side_bounds
 from meco_jax.wpmec.devices import (
     PRICE_STEPS,
     Devices,
@@ -30,20 +25,12 @@ from meco_jax.wpmec.devices import (
     residual,
     summing,
 )
-from meco_jax.wpmec.enumeration import criticality, patterns
+from meco_jax.wpmec.enumeration import criticality
 from meco_jax.wpmec.system import RANGES, WPMEC, Solution
 
 MAX_NODES = 2000  # of the search: a few seconds a channel
 NUM_PRICES = 65  # of a node's intervals
 MOST_ENUMERATED = 8  # undecided devices of a node that is not branched
-
-
-@short_repr
-class _Node(NamedTuple):
-    """Modes that agree on the sides of some devices: what is left to decide."""
-
-    bound: float  # no mode below has a higher rate [bit/s]
-    devices: Devices  # who must send has no local rate, who must not is not usable
 
 
 def search(
@@ -61,49 +48,60 @@ def search(
         A better mode ``[K]`` bool, or None if there is none within the tolerance, and an upper
         bound on the optimum [bit/s].
     """
-    better, cut = None, rate * (1 + tolerance)
-    bound = rate  # of what is settled
-    queue: list[tuple[float, int, _Node]] = [(-np.inf, 0, _Node(np.inf, devices))]
-    for number in range(1, max_nodes + 1):
-        if not queue or -queue[0][0] <= cut:
-            break
-        node = heapq.heappop(queue)[2].devices
+    state = BestFirst(-rate, tolerance, max_nodes)
+    # Who must send has no local rate, who must not is not usable.
+    queue: list[tuple[float, int, Devices]] = [(-np.inf, 0, devices)]
+    for node in state.take(queue):
+        state.nodes -= 1
         path = price_path(node, middle_price(node, np), NUM_PRICES, np)
         sent, kept = side_bounds(node, path, np)
         sent = np.where(node.usable, sent, -np.inf)
         must = node.usable & (node.local <= 0)
         base = must | (sent > kept)
         low = np.where(must, -np.inf, np.minimum(sent, kept))
-        sets = base[None]
-        undecided = np.flatnonzero(low > cut)
-        bounds = np.array([np.inf])
+        undecided = np.flatnonzero(low > -state.cut)
         if len(undecided) <= MOST_ENUMERATED:
-            flips = patterns(len(undecided))
-            sets = np.repeat(sets, len(flips), axis=0)
-            sets[:, undecided] = flips
-            worth = inflate(node, path.worth, 0.0, np)[1]
-            local = np.where(sets, 0.0, path.local).sum(axis=1)
-            bounds = set_bounds(path.nu, local, sets @ worth.T, np)[0] * (1 + summing(node))
-        order = np.argsort(-bounds, kind="stable")
-        for place in order:
-            if bounds[place] <= cut:
-                break
-            found, proven = allocate_on_host(devices, sets[place])[:2]
-            if found > rate:
-                better, rate, cut = sets[place], found, found * (1 + tolerance)
-            bound = max(bound, proven) if len(undecided) <= MOST_ENUMERATED else bound
-        if len(undecided) > MOST_ENUMERATED:
-            critical = np.maximum(criticality(path, sent, kept, np), -np.finfo(float).max)
-            critical = np.where(low > cut, critical, -np.inf)
-            here = np.arange(len(base)) == np.argmax(critical)
-            for limit, child in (
-                (sent, node._replace(local=node.local * ~here)),
-                (kept, node._replace(usable=node.usable & ~here)),
-            ):
-                if limit[here][0] > cut:
-                    item = _Node(float(limit[here][0]), child)
-                    heapq.heappush(queue, (-item.bound, number * 2 + len(queue), item))
-    return better, max(bound, cut, -queue[0][0] if queue else 0.0)
+            _enumerate(state, devices, node, path, base, undecided)
+            continue
+        _try_mode(state, devices, base)  # a good answer first
+        critical = np.maximum(criticality(path, sent, kept, np), -np.finfo(float).max)
+        critical = np.where(low > -state.cut, critical, -np.inf)
+        here = np.arange(len(base)) == np.argmax(critical)
+        for limit, child in (
+            (sent, node._replace(local=node.local * ~here)),
+            (kept, node._replace(usable=node.usable & ~here)),
+        ):
+            state.push(queue, -float(limit[here][0]), child)
+    return state.better, -state.bound
+
+
+def _enumerate(
+    state: BestFirst,
+    devices: Devices,
+    node: Devices,
+    path: Path,
+    base: np.ndarray,
+    undecided: np.ndarray,
+) -> None:
+    """Try all modes of a node's undecided devices that may be better, the likeliest first."""
+    flips = subsets(len(undecided))
+    sets = np.repeat(base[None], len(flips), axis=0)
+    sets[:, undecided] = flips
+    worth = inflate(node, path.worth, 0.0, np)[1]
+    local = np.where(sets, 0.0, path.local).sum(axis=1)
+    bounds = set_bounds(path.nu, local, sets @ worth.T, np)[0] * (1 + summing(node))
+    for place in np.argsort(-bounds, kind="stable"):
+        if -bounds[place] >= state.cut:
+            break
+        state.give_up(-_try_mode(state, devices, sets[place]))
+
+
+def _try_mode(state: BestFirst, devices: Devices, offload: np.ndarray) -> float:
+    """Allocate a mode ``[K]`` bool, keep it if it is better, and return its bound [bit/s]."""
+    rate, proven = allocate_on_host(devices, offload)[:2]
+    if -rate < state.cost:
+        state.better, state.cost = offload, -rate
+    return proven
 
 
 def allocate_on_host(
@@ -151,10 +149,4 @@ def solution_on_host(
     rate, _, harvest, time = allocate_on_host(devices, offload)
     values: dict[str, Any] = {"offload": offload, "harvest": harvest, "time": time, "rate": rate}
     floats: dict[str, Any] = {name: np.asarray(x, kind) for name, x in values.items()}
-    return Solution(**floats, upper_bound=rounded_up(bound, kind), feasible=np.asarray(True))  # type: ignore[arg-type]
-
-
-def rounded_up(bound: Any, kind: type[np.floating]) -> Any:
-    """Round bounds to a precision, upwards."""
-    rounded = np.asarray(bound, kind)
-    return np.where(rounded < bound, np.nextafter(rounded, kind(np.inf)), rounded)
+    return Solution(**floats, upper_bound=rounded(bound, kind, up=True), feasible=np.asarray(True))  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -11,17 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meco_jax.batching import BATCH_SIZES, CHUNK_BYTES, DEVICE_MULTIPLE, block_size
+from meco_jax import engine
+from meco_jax.engine import HostBatch
 from meco_jax.runtime.checks import (
-    as_floats,
     inside_trace,
     integer,
     is_traced,
     one_number,
-    real,
-    refuse,
+    per_device,
     require,
+    zero_or_one,
 )
+from meco_jax.runtime.memory import once_per_system
 from meco_jax.runtime.settings import moves_data
 from meco_jax.system import ArrayLike
 from meco_jax.wpmec import enumeration, schemes, search
@@ -35,7 +35,6 @@ from meco_jax.wpmec.system import (
     is_valid,
 )
 
-LATER_SIZES = BATCH_SIZES[:3]  # of the later stage
 INPUT_ROUNDING = 4  # roundings of the rate that those of float32 gains and systems may make
 Method = Literal["local", "offload", "optimal", "prefix"]
 Scheme = Callable[[WPMEC, jax.Array], Solution]  # of one channel
@@ -84,7 +83,7 @@ def solve(
             method is unknown; if your own method is not hashable or returns no ``Solution`` of
             one channel. Under ``jax.jit`` values out of range give ``feasible`` False and NaN.
     """
-    _check_method(method)
+    engine.check_method(method, METHODS)
     max_nodes = integer("max_nodes", max_nodes, low=0)
     require("tolerance", one_number("tolerance", tolerance), 0.0, included=False)
     h, system = check_call(h, system)
@@ -94,11 +93,18 @@ def solve(
             solve_all = solve_all.__wrapped__  # it may close over what is being recorded
         return solve_all(h, system, method, enumeration.ONLY_STAGE)[0]
     batch = batch_shape(system, h=h)
-    rows = _Rows(h, system, batch)
-    stages = enumeration.STAGES if method == "optimal" else (enumeration.ONLY_STAGE,)
-    best, others = rows.run(method, stages[0], np.arange(math.prod(batch)), BATCH_SIZES)
+    if 0 in batch:
+        return _solve(h, system, method, enumeration.ONLY_STAGE)[0]
+    program = _program(method)
+    if not batch:
+        padded = partial(_padded_on_host, system)
+        found = engine.run_one(program, h, padded, engine.DEVICE_MULTIPLE)
+        if method != "optimal" or not _is_open(found, tolerance):
+            return found
+    rows = host_batch(h, system)
+    best = rows.run(program, np.arange(rows.number), engine.BATCH_SIZES)
     if method == "optimal":
-        _escalate(rows, best, others, tolerance, max_nodes)
+        _escalate(rows, best, tolerance, max_nodes)
     return rows.unpack(best)
 
 
@@ -119,35 +125,10 @@ def allocate(h: ArrayLike, offload: ArrayLike, system: WPMEC | None = None) -> S
         ValueError: as ``solve``, and if ``offload`` is not 0 or 1 everywhere.
     """
     h, system = check_call(h, system)
-    mode = _check_mode(offload, system.num_devices)
+    mode = per_device("offload", offload, system.num_devices, "decision")
+    zero_or_one("offload", mode)
     batch_shape(system, h=h, offload=mode)
     return _allocate(h, system, mode)
-
-
-def _check_mode(offload: Any, num_devices: int) -> Any:
-    """Return modes ``[..., K]`` as floats, 0 or 1 where they are known."""
-    if jnp.issubdtype(getattr(offload, "dtype", float), jnp.bool_):
-        offload = offload.astype(jnp.result_type(float))
-    mode: Any = as_floats(real("offload", offload))
-    if not mode.shape or mode.shape[-1] != num_devices:
-        rule = f"one decision for each of {num_devices} devices"
-        raise ValueError(f"offload must have {rule}; got shape {mode.shape}")
-    if not is_traced(mode) and not np.all((mode == 0) | (mode == 1)):
-        wrong = np.asarray(mode)
-        raise refuse("offload", "0 or 1", float(wrong[(wrong != 0) & (wrong != 1)].flat[0]))
-    return mode
-
-
-def _check_method(method: Any) -> None:
-    """Raise a ValueError unless there is such a method."""
-    if callable(method):
-        try:
-            hash(method)
-        except TypeError:
-            raise refuse("method", "hashable: it is compiled once", method) from None
-    elif not isinstance(method, str) or method not in METHODS:
-        rule = f"one of {', '.join(METHODS)}, or a function of a system and gains"
-        raise refuse("method", rule, method)
 
 
 @partial(jax.jit, static_argnames=("method", "stage"))
@@ -162,7 +143,7 @@ def _solve(
         function = METHODS[method] if isinstance(method, str) else method
         found = function(system, h)
         if callable(method):
-            found = _one_solution(found, h)
+            found = engine.one_solution(Solution, "method", found, h, ("offload", "time"))
         return found, found.upper_bound
 
     return _map(one, system, h)
@@ -178,58 +159,53 @@ def _allocate(h: jax.Array, system: WPMEC, offload: jax.Array) -> Solution:
     return _map(one, system, h, offload)[0]
 
 
+def _program(
+    method: str | Scheme, stage: enumeration.Stage = enumeration.STAGES[0]
+) -> Callable[[Any, WPMEC], Solution]:
+    """Return ``_solve`` of gains and systems on the host, ``[K]`` or ``[N, K]``.
+
+    A bound in float32 allows for some 1e-6 of rounding: that of the optimum's own mode is
+    computed again in float64.
+    """
+
+    def run(h: Any, system: WPMEC) -> Solution:
+        engine.let_go(_solve)
+        found, others = _solve(h, system, method, stage)
+        if method != "optimal":
+            return found
+        rate, upper = np.asarray(found.rate), np.asarray(found.upper_bound)
+        bound = np.minimum(upper, np.maximum(_own_bounds(h, system, found), np.asarray(others)))
+        return found.replace(upper_bound=jax.device_put(np.maximum(bound, rate)))
+
+    return run
+
+
 def _map(
     one: Callable[..., tuple[Solution, jax.Array]], system: WPMEC, *arrays: jax.Array
 ) -> tuple[Solution, jax.Array]:
     """Map a function of one channel over the broadcast batch; values out of range become NaN."""
     batch = np.broadcast_shapes(batch_shape(system), *(x.shape[:-1] for x in arrays))
     number = arrays[0].shape[-1]
-    fields = {n: _spread(getattr(system, n), RANKS[n], number, jnp) for n in RANKS}
-    own = {n: x for n, x in fields.items() if x.ndim > RANKS[n]}
-    own = {n: _flat(x, RANKS[n], batch) for n, x in own.items()}
 
-    def checked(row: Any) -> tuple[Solution, jax.Array]:
-        system, h = WPMEC(**(fields | row[0])), row[1][0]
+    def checked(
+        fields: dict[str, jax.Array], h: jax.Array, *others: jax.Array
+    ) -> tuple[Solution, jax.Array]:
+        system = WPMEC(**fields)
         valid = is_valid(system, h)
-        found, others = one(system, jnp.where(system.active, h, 0.0), *row[1][1:])
-        return _invalidate(found, valid), others
+        found, bound = one(system, jnp.where(system.active, h, 0.0), *others)
+        return _invalidate(found, valid), bound
 
-    rows = own, tuple(_flat(x, 1, batch) for x in arrays)
-    chunk = max(1, CHUNK_BYTES // (4 * (2**14 + 2000 * number)))
-    if math.prod(batch) > chunk:
-        found = jax.lax.map(checked, rows, batch_size=chunk)
-    else:
-        found = jax.vmap(checked)(rows)
-    return jax.tree.map(lambda x: x.reshape(batch + x.shape[1:]), found)
+    row_bytes = 4 * (2**14 + 2000 * number)
+    return engine.map_rows(checked, _fields(system, number, jnp), arrays, batch, row_bytes)
 
 
-def _spread(leaf: Any, rank: int, number: int, xp: Any) -> Any:
-    """Give a per-device field its K devices."""
-    leaf = xp.asarray(leaf)
-    return xp.broadcast_to(leaf, (*leaf.shape[:-1], number)) if rank else leaf
-
-
-def _flat(leaf: jax.Array, rank: int, batch: tuple[int, ...]) -> jax.Array:
-    """Broadcast a leaf of core rank ``rank`` to ``[N, ...]``."""
-    tail = leaf.shape[max(leaf.ndim - rank, 0) :]
-    return jnp.broadcast_to(leaf, batch + tail).reshape((-1, *tail))
-
-
-def _one_solution(found: Any, h: jax.Array) -> Solution:
-    """Return a scheme's ``Solution`` of one channel ``[K]`` as floats and booleans."""
-    if not isinstance(found, Solution):
-        raise refuse("method", "a function that returns a meco_jax.wpmec.Solution", found)
-    fields = {}
-    for name, value in vars(found).items():
-        shape = h.shape if name in ("offload", "time") else ()
-        value = jnp.asarray(value)
-        if value.shape != shape:
-            raise ValueError(
-                f"method must return {name} of shape {shape} for one channel; "
-                f"got shape {value.shape}"
-            )
-        fields[name] = value.astype(bool if name == "feasible" else h.dtype)
-    return Solution(**fields)
+def _fields(system: WPMEC, number: int, xp: Any) -> engine.Fields:
+    """Name the fields as arrays, per-device ones ``[..., K]``."""
+    found = {name: (xp.asarray(getattr(system, name)), rank) for name, rank in RANKS.items()}
+    return {
+        name: (xp.broadcast_to(leaf, (*leaf.shape[:-1], number)) if rank else leaf, rank)
+        for name, (leaf, rank) in found.items()
+    }
 
 
 def _invalidate(found: Solution, valid: jax.Array) -> Solution:
@@ -244,114 +220,73 @@ def _invalidate(found: Solution, valid: jax.Array) -> Solution:
     )
 
 
-class _Rows:
-    """Channels ``[N]`` with all fields of their systems, on the host, to be taken in blocks.
-
-    As ``batching.HostBatch``: blocks are padded to few shapes, which share compiled programs.
-    """
-
-    def __init__(self, h: Any, system: WPMEC, batch: tuple[int, ...]) -> None:
-        self.batch, self.num_devices = batch, h.shape[-1]
-        missing = -self.num_devices % DEVICE_MULTIPLE
-
-        def spread(leaf: Any, rank: int) -> np.ndarray:
-            leaf = np.asarray(leaf)
-            if rank:
-                leaf = _spread(leaf, 1, self.num_devices, np)
-                leaf = np.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, missing)])
-            tail = leaf.shape[max(leaf.ndim - rank, 0) :]
-            return np.broadcast_to(leaf, batch + tail).reshape((-1, *tail))
-
-        self.gains = spread(h, 1)
-        self.fields = {name: spread(getattr(system, name), rank) for name, rank in RANKS.items()}
-
-    def take(self, places: Any) -> tuple[np.ndarray, WPMEC]:
-        """Take channels, or one, by their places in the flattened batch."""
-        return self.gains[places], WPMEC(**{n: leaf[places] for n, leaf in self.fields.items()})
-
-    def run(
-        self, method: Any, stage: enumeration.Stage, places: np.ndarray, sizes: tuple[int, ...]
-    ) -> tuple[Solution, np.ndarray]:
-        """Solve channels block by block: writable NumPy arrays."""
-        size = block_size(max(len(places), 1), sizes)
-        blocks = np.resize(places, (-(-len(places) // size), size)) if len(places) else [places]
-        found = [_solve(*self.take(block), method, stage) for block in blocks]
-
-        def join(*leaves: jax.Array) -> np.ndarray:
-            return np.concatenate([np.asarray(x) for x in leaves])[: len(places)]
-
-        return jax.tree.map(join, *found)  # type: ignore[no-any-return]
-
-    def unpack(self, found: Solution) -> Solution:
-        """Give a ``Solution`` of all channels its batch shape and its own devices."""
-
-        def leaf(x: np.ndarray) -> np.ndarray:  # [N] or [N, padded K]
-            x = x[:, : self.num_devices] if x.ndim > 1 else x
-            return x.reshape(self.batch + x.shape[1:])
-
-        return jax.device_put(jax.tree.map(leaf, found))  # type: ignore[no-any-return]
+def host_batch(h: Any, system: WPMEC) -> HostBatch[WPMEC]:
+    """Lay channels and their systems out on the host, to be taken in blocks."""
+    fields, batch = _fields(system, h.shape[-1], np), batch_shape(system, h=h)
+    return HostBatch(h, fields, batch, engine.DEVICE_MULTIPLE, WPMEC)
 
 
-def _escalate(
-    rows: _Rows, best: Solution, others: np.ndarray, tolerance: float, max_nodes: int
-) -> None:
+@once_per_system
+def _padded_on_host(system: WPMEC, missing: int) -> WPMEC:
+    """Take a system ``[K]`` to the host, and append devices."""
+    number = system.num_devices
+    fields = _fields(system, number, np)
+    return WPMEC(**{n: engine.pad(x, number, missing) if r else x for n, (x, r) in fields.items()})
+
+
+def _is_open(found: Solution, tolerance: float) -> Any:
+    """Tell whether more is to be looked for, ``[...]`` bool."""
+    rate = np.asarray(found.rate)
+    return np.asarray(found.upper_bound) - rate > tolerance * rate
+
+
+def _escalate(rows: HostBatch[WPMEC], best: Solution, tolerance: float, max_nodes: int) -> None:
     """Send the channels whose gap is open to the later stage, and the last ones to the host.
 
     Args:
         rows: all channels.
         best: what is known of them, improved in place.
-        others: bounds of all modes but the answers ``[N]``, improved in place [bit/s].
         tolerance: relative gap that is good enough [-].
         max_nodes: work of the search a channel.
     """
-    # A bound in float32 allows for some 1e-6 of rounding: that of the answer's own mode is
-    # computed again in float64.
-    own = np.minimum(_own_bounds(rows, best), best.upper_bound)
 
-    def still_open() -> np.ndarray:
-        tight = np.minimum(best.upper_bound, np.maximum(own, others))
-        best.upper_bound[:] = np.maximum(tight, best.rate)
-        return np.flatnonzero(best.upper_bound - best.rate > tolerance * best.rate)
+    def enumerated(stage: enumeration.Stage, places: np.ndarray) -> Solution:
+        old = jax.tree.map(lambda x: x[places], best)
+        new = rows.run(_program("optimal", stage), places, engine.LATER_SIZES)
+        better = new.rate >= old.rate
+        taken = jax.tree.map(
+            lambda x, y: np.where(better if x.ndim < 2 else better[:, None], x, y), new, old
+        )
+        bound = np.minimum(old.upper_bound, new.upper_bound)
+        return taken.replace(upper_bound=np.maximum(bound, taken.rate))
 
-    for stage in enumeration.STAGES[1:]:
-        places = still_open()
-        if len(places):
-            found, rest = rows.run("optimal", stage, places, LATER_SIZES)
-            bound = np.minimum(best.upper_bound[places], found.upper_bound)
-            better = found.rate >= best.rate[places]
-            taken = places[better]
-            for old, new in zip(jax.tree.leaves(best), jax.tree.leaves(found)):
-                old[taken] = new[better]
-            best.upper_bound[places] = bound
-            others[taken], own[taken] = rest[better], _own_bounds(rows, best, taken)
-    for place in still_open():
+    def searched(place: int) -> Solution:
         gains, one = rows.take(place)
         devices = search.host_devices(one, gains)
-        kind = best.rate.dtype.type
-        known = float(best.rate[place])
-        mode, bound = search.search(devices, known, tolerance / 2, max_nodes)
-        offload: Any = best.offload[place] > 0 if mode is None else mode
-        bound = min(bound, float(best.upper_bound[place]))
-        solution = search.solution_on_host(devices, offload, bound, kind)
-        for old, new in zip(jax.tree.leaves(best), jax.tree.leaves(solution)):
-            old[place] = new
+        known = jax.tree.map(lambda x: x[place], best)
+        mode, bound = search.search(devices, float(known.rate), tolerance / 2, max_nodes)
+        offload = known.offload > 0 if mode is None else mode
+        bound = min(bound, float(known.upper_bound))
+        return search.solution_on_host(devices, offload, bound, known.rate.dtype.type)
+
+    stages = [partial(enumerated, stage) for stage in enumeration.STAGES[1:]]
+    engine.escalate(best, partial(_is_open, tolerance=tolerance), stages, searched)
 
 
-def _own_bounds(rows: _Rows, found: Solution, places: Any = slice(None)) -> np.ndarray:
-    """Bound the rates of the modes that were found, ``[N]`` [bit/s], in float64.
+def _own_bounds(h: np.ndarray, system: WPMEC, found: Solution) -> np.ndarray:
+    """Bound the rates of the modes that were found in float64, ``[...]`` [bit/s].
 
     At the optimum of a mode nu = rate - 2 / 3 A a^(1/3), and a price that is not exact costs its
     square.
     """
-    gains, system = rows.take(places)
-    columns = {n: x if n in PER_DEVICE else x[:, None] for n, x in vars(system).items()}
-    devices = search.host_devices(WPMEC(**columns), gains)
-    offload, rate = found.offload[places] > 0, found.rate[places].astype(np.float64)
-    kind = found.rate.dtype.type
-    local = np.where(offload, 0.0, devices.local).sum(axis=1)
-    nu = rate - local * np.cbrt(found.harvest[places].astype(np.float64)) * 2 / 3
-    nu = np.maximum(nu, np.finfo(np.float32).tiny)
+    columns = {n: x if n in PER_DEVICE else x[..., None] for n, x in vars(system).items()}
+    devices = search.host_devices(WPMEC(**columns), h)
+    offload, rate = np.asarray(found.offload) > 0, np.asarray(found.rate)
+    kind = rate.dtype.type
+    local = np.where(offload, 0.0, devices.local).sum(axis=-1)
+    root = np.cbrt(np.asarray(found.harvest, np.float64))
+    nu = np.maximum(rate - local * root * 2 / 3, np.finfo(np.float32).tiny)
     bound = search.proven_on_host(devices, offload, nu) * (
         1 + INPUT_ROUNDING * np.finfo(kind).eps / 2
     )
-    return np.asarray(search.rounded_up(bound, kind))
+    return np.asarray(engine.rounded(bound, kind, up=True))

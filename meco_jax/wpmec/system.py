@@ -26,6 +26,7 @@ Y. J. Zhang, IEEE Trans. Mobile Comput. 19(11), 2020, whose constants are the de
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -45,6 +46,7 @@ from meco_jax.runtime.checks import (
     require,
 )
 from meco_jax.runtime.describe import short_repr
+from meco_jax.runtime.memory import once_per_system
 from meco_jax.runtime.settings import as_key, moves_data
 from meco_jax.system import ArrayLike, Leaf
 
@@ -184,7 +186,7 @@ def check_call(h: ArrayLike, system: WPMEC | None) -> tuple[Any, WPMEC]:
     if system is None:
         if not gains.shape or not gains.shape[-1]:
             raise ValueError(f"h must have one gain per device, [..., K]; got shape {gains.shape}")
-        system = reference(gains.shape[-1])
+        system = _reference(gains.shape[-1], jax.config.jax_enable_x64)  # type: ignore[attr-defined]
     system = check_system(system)
     number = system.num_devices
     if not gains.shape or gains.shape[-1] != number:
@@ -196,6 +198,16 @@ def check_call(h: ArrayLike, system: WPMEC | None) -> tuple[Any, WPMEC]:
     return as_floats(gains), system
 
 
+@functools.lru_cache(maxsize=64)
+def _reference(num_devices: int, x64: bool) -> WPMEC:
+    """Return ``reference(K)`` as floats that cannot be written, once per size and precision."""
+    del x64
+    system = check_system(reference(num_devices))
+    system.weight.setflags(write=False)
+    return system
+
+
+@once_per_system
 def check_system(system: WPMEC) -> WPMEC:
     """Return the system with floating-point leaves, per-device ones ``[..., K]``.
 
@@ -232,7 +244,11 @@ def check_system(system: WPMEC) -> WPMEC:
             value = np.where(active, value, np.asarray(low + 1.0, value.dtype))
         require(f"system.{name}", value, low, included)
     floats = {name: as_floats(value) for name, value in values.items()}
-    return WPMEC(**floats, active=active)
+    checked = WPMEC(**floats, active=active)
+    for name, value in vars(checked).items():
+        if isinstance(getattr(system, name), (int, float)):
+            value.setflags(write=False)  # for ``once_per_system``
+    return checked
 
 
 def batch_shape(system: WPMEC, **arrays: Any) -> tuple[int, ...]:
@@ -241,11 +257,18 @@ def batch_shape(system: WPMEC, **arrays: Any) -> tuple[int, ...]:
     Raises:
         ValueError: if they do not fit.
     """
-    shapes = {name: array.shape[:-1] for name, array in arrays.items()}
-    for name, rank in RANKS.items():
-        shape = np.shape(getattr(system, name))
-        shapes[f"system.{name}"] = shape[: max(len(shape) - rank, 0)]
-    return broadcast(shapes)
+    return broadcast({n: array.shape[:-1] for n, array in arrays.items()} | _field_shapes(system))
+
+
+@once_per_system
+def _field_shapes(system: WPMEC) -> dict[str, tuple[int, ...]]:
+    """Name the batch axes that fields bring along, where there are any."""
+    shapes = {name: np.shape(getattr(system, name)) for name in RANKS}
+    return {
+        f"system.{name}": shape[: len(shape) - RANKS[name]]
+        for name, shape in shapes.items()
+        if len(shape) > RANKS[name]
+    }
 
 
 def is_valid(system: WPMEC, h: jax.Array) -> jax.Array:
