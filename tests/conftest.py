@@ -37,7 +37,7 @@ settings.register_profile(  # at random, and as many as asked for
 settings.load_profile("fuzz" if "MECO_FUZZ" in os.environ else "ci")
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m looks
+@pytest.hookimpl(wrapper=True)  # before -m and --dist look
 def pytest_collection_modifyitems(items):
     """Mark what starts processes or trains, itself or by what it calls or its fixtures call.
 
@@ -52,6 +52,7 @@ def pytest_collection_modifyitems(items):
         functions = [item.function, *(fixture.func for found in fixtures for fixture in found)]
         if any(is_long(function, known) for function in functions):
             item.add_marker("subprocess")
+    return (yield)
 
 
 def is_long(value, known):
