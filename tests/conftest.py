@@ -37,22 +37,15 @@ settings.register_profile(  # at random, and as many as asked for
 settings.load_profile("fuzz" if "MECO_FUZZ" in os.environ else "ci")
 
 
-@pytest.hookimpl(wrapper=True)  # before -m and --dist look
+@pytest.hookimpl(tryfirst=True)  # before -m looks
 def pytest_collection_modifyitems(items):
-    """Mark what starts processes or trains, itself or by what it calls or its fixtures call.
-
-    And keep together what shares programs and fixtures: one test process runs a file's tests,
-    and one those on the same finished sweep.
-    """
+    """Mark what starts processes or trains, itself or by what it calls or its fixtures call."""
     known = {}
     for item in items:
-        name = "finished" if "finished" in item.fixturenames else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(name))
         fixtures = item._fixtureinfo.name2fixturedefs.values()
         functions = [item.function, *(fixture.func for found in fixtures for fixture in found)]
         if any(is_long(function, known) for function in functions):
             item.add_marker("subprocess")
-    return (yield)
 
 
 def is_long(value, known):
