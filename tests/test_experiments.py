@@ -351,6 +351,7 @@ def test_certify_proves_every_row(tmp_path):
     assert kept == {path: path.read_bytes() for path in tmp_path.glob("[!.]*")}
 
 
+@pytest.mark.slow
 def test_scale_writes_time_and_memory(tmp_path):
     flags = ("--num_devices=4,16", "--work=64", "--repeats=1", f"--output_dir={tmp_path}")
     result = run(*flags, script="scale")

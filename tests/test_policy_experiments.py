@@ -41,6 +41,7 @@ def test_train_policy_goes_on_and_is_refused(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text()) == record
 
 
+@pytest.mark.slow
 def test_evaluate_policy_measures_gaps(tmp_path):
     result = run(
         "--num_devices=3", "--log_bases=2", "--slots=0.5", "--channels=20", "--beyond_channels=4",

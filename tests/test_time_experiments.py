@@ -8,6 +8,7 @@ from cases import inside, one_line
 TINY = {
     "over_time": (
         "--num_devices=3", "--slot=0.25", "--schemes=mcos", "--hours=2", "--hour_slots=4",
+        "--optimization_level=0",
         "--study_slots=4", "--outage_slots=4", "--calibration_slots=8",
         "--speeds=0.01,1", "--loads=0.5",
         "--outages=0.5", "--errors=0.2", "--backoffs=1,6",
