@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import reference
 from cases import stack
-from mixtures import NAMES, check_constraints, mixtures, one_of, optima
+from instances import Knobs
+from mixtures import NAMES, check_constraints, mixtures, one_of, optima, wild_mixtures
 
 from meco_jax import Policy, System, pad_devices, solve, table1
 from meco_jax import system as sy
@@ -73,6 +74,19 @@ def test_padding_and_order_change_nothing():
     moved = solve(h[:, order], mixed, "optimal")
     np.testing.assert_allclose(moved.cost, found.cost, rtol=2e-6)
     np.testing.assert_array_equal(moved.feasible, found.feasible)
+
+
+def test_long_fixed_times_hide_no_saving():
+    """Of channel 22 the fixed times cost 1e8 times what sending saves, once slot time has a price.
+
+    In float32 one unit of energy said that nobody sends, and the other did not.
+    """
+    system, h = wild_mixtures(Knobs(1, 8, "wild", 0.3), 32, "tdma")
+    other = system.replace(weight=system.weight * 4, delay_weight=system.delay_weight * 4)
+    found, known = solve(h, other, "optimal"), optima(system, h)
+    known = np.where(np.isfinite(known), known, np.inf)
+    np.testing.assert_allclose(found.cost / 4, known, rtol=1.01e-4)
+    assert np.all(found.lower_bound / 4 <= known * (1 + 1e-6))
 
 
 def test_two_devices_by_hand():
