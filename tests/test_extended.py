@@ -89,6 +89,20 @@ def test_long_fixed_times_hide_no_saving():
     assert np.all(found.lower_bound / 4 <= known * (1 + 1e-6))
 
 
+def test_one_of_equal_devices_fits_the_edge():
+    """At the price of the cycles none of channel 95 would send: the slot's price is that before.
+
+    With another one, BCOS sent nobody at one scale of the costs, 78 % too dear.
+    """
+    system, h = wild_mixtures(Knobs(100, 8, "equal", 0.0), 128, "tdma")
+    system, h = one_of(system, 95), h[95]
+    for scale in (1, 4):
+        same = system.replace(weight=system.weight * scale, delay_weight=system.delay_weight * scale)
+        found = solve(h, same, "bcos")
+        best = solve(h, same, "optimal")
+        np.testing.assert_allclose(found.cost, best.cost, rtol=1e-4)
+
+
 def test_two_devices_by_hand():
     """l = 0.2 s nat, T = 1 s, x = 1 nat at the own price of 1 W: each needs 0.2 s.
 

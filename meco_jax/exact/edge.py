@@ -59,11 +59,12 @@ def relax_edge(uplink: Uplink, must: jax.Array, feasible: jax.Array) -> tuple[Fo
     low, high = jax.lax.fori_loop(0, steps, narrow, (first, tangent(highest)))
     price, part = _meeting(low, high), -high.slope / jnp.maximum(low.slope - high.slope, 1e-30)
     below, above, part = low.found, high.found, jnp.clip(part, 0.0, 1.0)
+    there = _relaxed_at(uplink, must, feasible, price)
     between = above._replace(
         parts=above.parts + part * (below.parts - above.parts),
         time=above.time + part * (below.time - above.time),
         split=jnp.zeros_like(above.split),
-        log_mu=_relaxed_at(uplink, must, feasible, price).log_mu,
+        log_mu=jnp.where(jnp.any(there.wanted), there.log_mu, below.log_mu),
     )
     enough = first.slope <= 0
     found = jax.tree.map(partial(jnp.where, enough), first.found, between)
