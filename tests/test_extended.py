@@ -97,7 +97,9 @@ def test_one_of_equal_devices_fits_the_edge():
     system, h = wild_mixtures(Knobs(100, 8, "equal", 0.0), 128, "tdma")
     system, h = one_of(system, 95), h[95]
     for scale in (1, 4):
-        same = system.replace(weight=system.weight * scale, delay_weight=system.delay_weight * scale)
+        same = system.replace(
+            weight=system.weight * scale, delay_weight=system.delay_weight * scale
+        )
         found = solve(h, same, "bcos")
         best = solve(h, same, "optimal")
         np.testing.assert_allclose(found.cost, best.cost, rtol=1e-4)

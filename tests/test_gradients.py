@@ -10,7 +10,8 @@ from meco_jax.exact.pricing import set_energy
 from meco_jax.exact.relaxation import relax
 from meco_jax.exact.uplink import make_uplink
 from meco_jax.learned import estimators as gr
-from meco_jax.learned.estimators import GRADIENTS, differences, energy, exact_energy, make_case
+from meco_jax.learned.case import differences, energy, exact_energy, make_case
+from meco_jax.learned.estimators import GRADIENTS
 from meco_jax.system import check_system, forced
 
 

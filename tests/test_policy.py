@@ -24,7 +24,7 @@ from meco_jax import (
     table1,
     train_policy,
 )
-from meco_jax.learned.estimators import energy
+from meco_jax.learned.case import energy
 from meco_jax.learned.policy import DeviceNetwork, flips, init_params
 from meco_jax.learned.training import advance_policy, start_policy
 from meco_jax.runtime import policies

@@ -1,13 +1,11 @@
 """Gradient estimators: losses whose gradients stand in for that of a binary decision's energy.
 
 The energy of a decision is that of its best powers and times, so that the binary layer is
-all that is learned. A ``Case`` has one channel's prices, energies in units of the Lagrangian
-bound: at a grid of prices the energy of any set is the largest of its dual values,
-THEORY.md, section 5. An estimator is one function of one channel,
+all that is learned. An estimator is one function of one channel,
 ``(scores, case, key, progress) -> loss``:
 
     scores: of the devices, ``[K]`` [-]; the network sends those above 0.
-    case: the channel, padding among its devices.
+    case: the channel, padding among its devices, see ``meco_jax.learned.case``.
     key: PRNG key, consumed.
     progress: part of the training that is done, from 0 to 1, ``[]`` [-].
     loss: ``[]`` [-]; only its gradient in the scores counts, 0 where a device is not free.
@@ -19,120 +17,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from meco_jax.exact import sets
-from meco_jax.exact.allocation import prepare
-from meco_jax.exact.duals import price_grid
+from meco_jax.exact.enumeration import optimal
 from meco_jax.exact.schemes import fitting
-from meco_jax.learned.policy import COMPARING, device_features, flips, price_certainty
+from meco_jax.learned.case import Case, energy, exact_energy
+from meco_jax.learned.policy import flips, price_certainty
 from meco_jax.paper.network import binarize
 from meco_jax.runtime.checks import refuse
-from meco_jax.runtime.describe import short_repr
-from meco_jax.system import System
 
-OVERFLOW = 100.0  # energy of a set that takes twice what there is, over the bound [-]
 LIMIT = 1.0  # largest gradient of a device's decision, over the bound [-]
 REGRET = 0.03  # that makes a set e times less worth learning, over the bound [-]
 TRIED = 6  # devices that are flipped to find the best set around a decision
 COLDEST = 0.1  # temperature of the Gumbel sigmoid at the end; 1 at the start [-]
-
-
-@short_repr
-class Case(NamedTuple):
-    """One channel to learn from, ``[K]`` devices and ``[J]`` prices."""
-
-    features: jax.Array  # [K, F] see ``policy.device_features``
-    usable: jax.Array  # [K] bool
-    forced: jax.Array  # [K] bool: C2, and can send
-    base: jax.Array  # [K] bool: a good set, from which duals are counted
-    base_dual: jax.Array  # [J] its dual value, over the bound [-]
-    flip_cost: jax.Array  # [K, J] what flipping a device adds at a price, over the bound [-]
-    least: jax.Array  # [K, 1] (t_min + d) / T, or [K, 2] with B C / F, C6 [-]
-    counts: jax.Array  # [] bool: feasible, and sending pays for some device
-
-    @property
-    def free(self) -> jax.Array:
-        """Devices that may send or stay: ``[K]`` bool."""
-        return self.usable & ~self.forced
-
-
-def make_case(system: System, h: jax.Array) -> Case:
-    """Price one channel ``h: [K]``."""
-    uplink, forced, relaxed = prepare(system, h)
-    grid = price_grid(uplink, relaxed.sends, relaxed.log_mu, *COMPARING)
-    counts = jnp.isfinite(relaxed.bound) & (relaxed.bound > 0) & jnp.any(relaxed.offload > 0)
-    bound = jnp.where(counts, relaxed.bound, 1.0)
-    least = uplink.min_time if uplink.fixed_time is None else uplink.min_time + uplink.fixed_time
-    taken = [jnp.where(uplink.usable, least / uplink.slot, 0.0)]
-    if uplink.edge_share is not None:
-        taken.append(uplink.edge_share)
-    return Case(
-        features=device_features(uplink, forced, relaxed),
-        usable=uplink.usable,
-        forced=forced & uplink.usable,
-        base=grid.base,
-        base_dual=grid.base_dual / bound,
-        flip_cost=grid.flip_cost / bound,
-        least=jnp.stack(taken, axis=-1),
-        counts=counts,
-    )
-
-
-def flipped(offload: jax.Array, case: Case) -> jax.Array:
-    """By how much parts ``[K]`` differ from the base set: ``[K]`` [-]."""
-    return jnp.where(case.base, 1 - offload, offload)
-
-
-def energy(offload: jax.Array, case: Case) -> jax.Array:
-    """Energy of parts ``[K]`` with their best powers and times, over the bound: ``[]`` [-].
-
-    Its gradient is that of the relaxation, minus the savings at the price of the slot.
-    """
-    dual = case.base_dual + flipped(offload, case) @ case.flip_cost
-    return jnp.max(dual) + _overflow(offload @ case.least)
-
-
-def _overflow(used: jax.Array) -> jax.Array:
-    """Price what is used beyond the slot and the edge's cycles, ``[..., 1 or 2]``: ``[...]``."""
-    return OVERFLOW * jnp.sum(jnp.maximum(used - 1, 0.0), axis=-1)
-
-
-def differences(offload: jax.Array, case: Case) -> jax.Array:
-    """Energy with a_k = 1 less energy with a_k = 0, all others as they are: ``[K]`` [-].
-
-    Args:
-        offload: a decision ``[K]``, 0 or 1.
-        case: the channel.
-    """
-    dual, used = case.base_dual + flipped(offload, case) @ case.flip_cost, offload @ case.least
-
-    def with_all_at(value: float) -> jax.Array:  # each in turn
-        change = value - offload
-        duals = dual[None] + jnp.where(case.base, -change, change)[:, None] * case.flip_cost
-        return jnp.max(duals, axis=1) + _overflow(used[None] + change[:, None] * case.least)
-
-    return with_all_at(1.0) - with_all_at(0.0)
-
-
-@jax.custom_vjp
-def exact_energy(offload: jax.Array, case: Case) -> jax.Array:
-    """Energy of a decision ``[K]``; its gradient is the exact discrete one, ``differences``."""
-    return energy(offload, case)
-
-
-def _exact_forward(offload: jax.Array, case: Case) -> tuple[jax.Array, tuple[jax.Array, Case]]:
-    return energy(offload, case), (offload, case)
-
-
-def _exact_backward(saved: tuple[jax.Array, Case], cotangent: jax.Array) -> tuple[jax.Array, None]:
-    return cotangent * differences(*saved), None
-
-
-exact_energy.defvjp(_exact_forward, _exact_backward)
 
 
 @jax.custom_vjp
@@ -293,23 +193,18 @@ def _best_flips(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Arr
 
     Source: own.
     """
-    likely, regret = _around(best_count(scores, case) > 0, scores, case)
-    return -jax.nn.logsumexp(likely - regret)
+    rows = _around(best_count(scores, case) > 0, case)
+    return -jax.nn.logsumexp(_likely(rows, scores, case) - _regret(rows, case))
 
 
-def _around(base: jax.Array, scores: jax.Array, case: Case) -> tuple[jax.Array, jax.Array]:
-    """How likely the network makes the 2^n sets around ``base``, and what they cost more.
+def _second_look(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
+    """Self-improvement, with the next n devices flipped in the best of the 2^n sets.
 
-    Returns:
-        Logarithms of the probabilities, and regrets over ``REGRET``, at most 50, ``[2^n]``.
+    Source: after Pirnay and Grimm 2024, arXiv:2407.17206, who search anew from the best.
     """
-    certainty = jnp.where(case.free, price_certainty(case.features), jnp.inf)
-    sets = jnp.where(case.free[None], flips(base, certainty, TRIED), base[None])
-    energies = jax.vmap(energy, (0, None))(sets.astype(scores.dtype), case)
-    regret = jax.lax.stop_gradient(energies - jnp.min(energies))
-    odds = jnp.where(sets, scores[None], -scores[None])
-    likely = jnp.sum(jnp.where(case.free[None], jax.nn.log_sigmoid(odds), 0.0), axis=1)
-    return likely, jnp.minimum(regret / REGRET, 50.0)
+    rows = _around(best_count(scores, case) > 0, case)
+    rows = _around(rows[jnp.argmin(_regret(rows, case))], case, first=TRIED)
+    return -jax.nn.logsumexp(_likely(rows, scores, case) - _regret(rows, case))
 
 
 def _listwise(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
@@ -317,8 +212,48 @@ def _listwise(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array
 
     Source: Cao, Qin, Liu, Tsai and Li 2007, doi:10.1145/1273496.1273513, of sets.
     """
-    likely, regret = _around(best_count(scores, case) > 0, scores, case)
-    return -jax.nn.softmax(-regret) @ jax.nn.log_softmax(likely)
+    rows = _around(best_count(scores, case) > 0, case)
+    return -jax.nn.softmax(-_regret(rows, case)) @ jax.nn.log_softmax(_likely(rows, scores, case))
+
+
+def _pairs(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
+    """Prefer the best of the 2^n sets to each other one, the more the dearer that is.
+
+    Source: after Liao, Chen, Wang, Zhang and Wang 2025, arXiv:2503.07580 (BOPO).
+    """
+    rows = _around(best_count(scores, case) > 0, case)
+    likely, regret = _likely(rows, scores, case), _regret(rows, case)
+    ahead = likely[jnp.argmin(regret)] - likely
+    weight = jnp.minimum(regret, 1.0)
+    return -jnp.sum(weight * jax.nn.log_sigmoid(ahead)) / jnp.maximum(jnp.sum(weight), 1.0)
+
+
+def _optimum(scores: jax.Array, case: Case, key: jax.Array, progress: jax.Array) -> jax.Array:
+    """Cross entropy to the certified optimum, which is solved for in every step.
+
+    Source: as Yang, Cao, Bassey, Li, Kroecker and Qian 2020, arXiv:2006.16104, learn it.
+    """
+    best = optimal(case.system, case.h).offload > 0.5
+    return -_likely(best[None], scores, case)[0]
+
+
+def _around(base: jax.Array, case: Case, first: int = 0) -> jax.Array:
+    """Flip every subset of n = ``TRIED`` devices, the least certain from rank ``first`` on."""
+    certainty = jnp.where(case.free, price_certainty(case.features), jnp.inf)
+    rows = flips(base, certainty, TRIED, first)
+    return jnp.where(case.free[None], rows, base[None])
+
+
+def _regret(rows: jax.Array, case: Case) -> jax.Array:
+    """What sets ``[M, K]`` cost more than their best, over ``REGRET``, at most 50: ``[M]``."""
+    energies = jax.vmap(energy, (0, None))(rows.astype(case.base_dual.dtype), case)
+    return jax.lax.stop_gradient(jnp.minimum((energies - jnp.min(energies)) / REGRET, 50.0))
+
+
+def _likely(rows: jax.Array, scores: jax.Array, case: Case) -> jax.Array:
+    """Logarithms of the probabilities that the network gives to sets ``[M, K]``: ``[M]``."""
+    odds = jnp.where(rows, scores[None], -scores[None])
+    return jnp.sum(jnp.where(case.free[None], jax.nn.log_sigmoid(odds), 0.0), axis=1)
 
 
 Estimator = Callable[[jax.Array, Case, jax.Array, jax.Array], jax.Array]  # as described on top
@@ -334,7 +269,10 @@ GRADIENTS: dict[str, Estimator] = {
     "exact": partial(_exact, decide=threshold),
     "exact_best": partial(_exact, decide=best_count),
     "best_flips": _best_flips,
+    "second_look": _second_look,
     "listwise": _listwise,
+    "pairs": _pairs,
+    "optimum": _optimum,
 }
 
 

@@ -231,16 +231,17 @@ def price_certainty(features: jax.Array) -> jax.Array:
     return jnp.abs(features[..., 0])
 
 
-def flips(base: jax.Array, certainty: jax.Array, effort: int) -> jax.Array:
+def flips(base: jax.Array, certainty: jax.Array, effort: int, first: int = 0) -> jax.Array:
     """Flip every subset of the least certain devices: ``[2^n, K]`` bool sets.
 
     Args:
         base: a set ``[K]`` bool.
         certainty: ``[K]``, the lower the sooner flipped.
         effort: n, how many devices to flip; at most K.
+        first: rank of the first of these; after the most certain come the least again.
     """
-    number = min(effort, len(base))
-    return sets.flip(base, sets.rank(certainty), jnp.asarray(sets.subsets(number)))
+    number, ranks = min(effort, len(base)), (sets.rank(certainty) - first) % len(base)
+    return sets.flip(base, ranks, jnp.asarray(sets.subsets(number)))
 
 
 def _squash(x: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ import optax
 from flax import struct
 
 from meco_jax.learned import estimators as gr
+from meco_jax.learned.case import Case, energy, make_case
 from meco_jax.learned.policy import DeviceNetwork, GeneralPolicy, init_params
 from meco_jax.runtime.checks import outside_traces, refuse, require
 from meco_jax.runtime.describe import short_repr
@@ -151,7 +152,7 @@ def advance_policy(
         draw_key, loss_key = jax.random.split(jax.random.fold_in(run.key, number))
         draw_keys = jax.random.split(draw_key, len(config.batches))
         draws = [
-            jax.vmap(gr.make_case)(*_draw(config, key, *part))
+            jax.vmap(make_case)(*_draw(config, key, *part))
             for key, part in zip(draw_keys, config.batches)
         ]
         loss_keys = list(jax.random.split(loss_key, len(draws)))
@@ -184,17 +185,17 @@ def _draw(
 
 
 def _sum_losses(
-    params: Any, cases: gr.Case, key: jax.Array, progress: jax.Array, config: PolicyConfig
+    params: Any, cases: Case, key: jax.Array, progress: jax.Array, config: PolicyConfig
 ) -> Metrics:
     """Sum the loss and the gap over the cases ``[N]`` that count."""
 
-    def one(case: gr.Case, key: jax.Array) -> Metrics:
+    def one(case: Case, key: jax.Array) -> Metrics:
         scores: jax.Array = config.network.apply(params, case.features, case.usable)  # type: ignore[assignment]
         loss = gr.find_estimator(config.gradient)(scores, case, key, progress)
         if jnp.shape(loss):
             rule = "config.gradient must return one loss, of shape ()"
             raise ValueError(f"{rule}; got shape {jnp.shape(loss)}")
-        gap = jnp.minimum(gr.energy(gr.best_count(scores, case), case) - 1, 10.0)
+        gap = jnp.minimum(energy(gr.best_count(scores, case), case) - 1, 10.0)
         return {n: jnp.where(case.counts, x, 0.0) for n, x in (("loss", loss), ("gap", gap))}
 
     each = jax.vmap(one)(cases, jax.random.split(key, len(cases.counts)))
