@@ -17,7 +17,7 @@ from meco_jax.exact.shares import edge_shares
 from meco_jax.exact.uplink import FREE, Uplink, cost_spent, local_at, priced_cost
 from meco_jax.runtime.describe import short_repr
 
-EDGE_STEPS = 12, 24  # for the price of the edge's cycles, in float32 and float64
+EDGE_STEPS = 15, 27  # prices of the edge's cycles that are tried, in float32 and float64
 
 
 @short_repr
@@ -33,8 +33,8 @@ class Tangent(NamedTuple):
 def relax_edge(uplink: Uplink, must: jax.Array, feasible: jax.Array) -> tuple[Found, jax.Array]:
     """Solve the relaxed problem with C6 too, by a price nu on the edge's cycles.
 
-    The next nu is where the tangents of both ends of the interval meet, and every third one in its
-    middle. The problem is convex, so that between the answers at both ends lies one that takes
+    After both ends of the interval the next nu is where their tangents meet, and every third one in
+    the middle. The problem is convex, so that between the answers at both ends lies one that takes
     all cycles.
 
     Returns:
@@ -47,28 +47,28 @@ def relax_edge(uplink: Uplink, must: jax.Array, feasible: jax.Array) -> tuple[Fo
     highest = worth / jnp.where(counts, uplink.edge_share, 1.0)
     highest = jnp.max(jnp.where(counts, highest, 0.0)) * 1.001
 
-    def narrow(step: int, ends: tuple[Tangent, Tangent]) -> tuple[Tangent, Tangent]:
-        low, high = ends
-        middle = jnp.where(step % 3 == 2, (low.price + high.price) / 2, _meeting(low, high))
-        new = tangent(middle)
-        keep = partial(jnp.where, new.slope <= 0)
-        return jax.tree.map(keep, low, new), jax.tree.map(keep, new, high)
+    def narrow(step: jax.Array, ends: tuple[Tangent, ...]) -> tuple[Tangent, ...]:
+        low, high, _ = ends
+        middle = jnp.where(step % 3 == 1, (low.price + high.price) / 2, _meeting(low, high))
+        new = tangent(jnp.where(step == 0, 0.0, jnp.where(step == 1, highest, middle)))
+        first, below = step == 0, (new.slope > 0) & (low.slope > 0)
+        low = jax.tree.map(partial(jnp.where, first | below), new, low)
+        return low, jax.tree.map(partial(jnp.where, first | ~below), new, high), new
 
-    first = tangent(jnp.zeros_like(highest))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(tangent, highest))
     steps = EDGE_STEPS[uplink.load.dtype == jnp.float64]
-    low, high = jax.lax.fori_loop(0, steps, narrow, (first, tangent(highest)))
-    price, part = _meeting(low, high), -high.slope / jnp.maximum(low.slope - high.slope, 1e-30)
-    below, above, part = low.found, high.found, jnp.clip(part, 0.0, 1.0)
-    there = _relaxed_at(uplink, must, feasible, price)
+    low, high, last = jax.lax.fori_loop(0, steps, narrow, (nothing,) * 3)
+    part = jnp.clip(-high.slope / jnp.maximum(low.slope - high.slope, 1e-30), 0.0, 1.0)
+    below, above, there = low.found, high.found, last.found
     between = above._replace(
         parts=above.parts + part * (below.parts - above.parts),
         time=above.time + part * (below.time - above.time),
         split=jnp.zeros_like(above.split),
         log_mu=jnp.where(jnp.any(there.wanted), there.log_mu, below.log_mu),
     )
-    enough = first.slope <= 0
-    found = jax.tree.map(partial(jnp.where, enough), first.found, between)
-    return found, jnp.where(enough, 0.0, price)
+    enough = low.slope <= 0  # at a price of nothing
+    found = jax.tree.map(partial(jnp.where, enough), below, between)
+    return found, jnp.where(enough, 0.0, last.price)
 
 
 def _tangent(uplink: Uplink, must: jax.Array, feasible: jax.Array, price: jax.Array) -> Tangent:
