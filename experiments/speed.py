@@ -18,10 +18,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from support import common, csv_tables, plots, trainings
 
 from meco_jax import (
+    System,
     figures,
     make_grid,
     pad_devices,
@@ -84,19 +86,25 @@ def training_rows() -> list[dict[str, Any]]:
 
 
 def solving_rows() -> list[dict[str, Any]]:
-    """Microseconds per channel in a batch, and of one channel alone."""
+    """Microseconds per channel in a batch, of one channel alone, and with a limited edge, C6."""
     system = table1(FLAGS.num_devices)
     config = trainings.train_configs()["bcos"]
     policy, _ = train(system, key=jax.random.key(1), config=config)
+    cycles = np.sum(system.task_bits * system.cycles_per_bit, dtype=np.float32)
+    limited = system.replace(edge_cycles=cycles / 2)
     h = sample_channels(jax.random.key(2), system, 1024)
+    kinds = {"batch of 1024": (system, h), "one channel": (system, h[0]),
+             "batch of 1024, half the edge's cycles": (limited, h)}  # fmt: skip
     rows = []
     methods: tuple[Method, ...] = ("mcos", "pcos", "bcos", "optimal")
     for method in methods:
-        for name, gains in (("batch of 1024", h), ("one channel", h[0])):
+        for name, (where, gains) in kinds.items():
 
-            def run(method: Method = method, gains: jax.Array = gains) -> None:
+            def run(
+                method: Method = method, where: System = where, gains: jax.Array = gains
+            ) -> None:
                 chosen = policy if method == "bcos" else None
-                jax.block_until_ready(solve(gains, system, method=method, policy=chosen))
+                jax.block_until_ready(solve(gains, where, method=method, policy=chosen))
 
             best = common.clock({name: run}, FLAGS.repeats)[name][1]
             channels = gains.size // FLAGS.num_devices

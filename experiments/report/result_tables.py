@@ -238,6 +238,16 @@ def ratios(rows: Rows) -> Lines:
     ]
 
 
+def speed(rows: Rows) -> Lines:
+    """Write the microseconds per channel of every method: a column per kind of call."""
+    values = {row["what"]: row["value"] for row in rows if row["unit"] == "us per channel"}
+    kinds = [name.removeprefix("pcos, ") for name in values if name.startswith("pcos, ")]
+    methods = dict.fromkeys(name.split(", ")[0] for name in values if name.endswith(kinds[0]))
+    return [["us per channel", *kinds]] + [
+        [method, *(f"{values[f'{method}, {kind}']:.3g}" for kind in kinds)] for method in methods
+    ]
+
+
 def precision(rows: Rows) -> Lines:
     """Write float32's errors: a line per quantity, the largest over the methods that have it."""
     lines = [["quantity", "median", "99th percentile", "largest", "budget"]]
@@ -372,6 +382,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., Lines]]] = {  # by name: 
     "gradients": (("gradients",), gradients),
     "lanes": (("lanes",), lanes),
     "ratios": (("lanes_ratio",), ratios),
+    "speed": (("speed",), speed),
     "precision": (("precision",), precision),
     "realism": (("realism",), realism),
     "soak": (("soak",), soak),

@@ -51,11 +51,13 @@ def relax_edge(uplink: Uplink, must: jax.Array, feasible: jax.Array) -> tuple[Fo
         low, high, _ = ends
         middle = jnp.where(step % 3 == 1, (low.price + high.price) / 2, _meeting(low, high))
         new = tangent(jnp.where(step == 0, 0.0, jnp.where(step == 1, highest, middle)))
-        first, below = step == 0, (new.slope > 0) & (low.slope > 0)
-        low = jax.tree.map(partial(jnp.where, first | below), new, low)
-        return low, jax.tree.map(partial(jnp.where, first | ~below), new, high), new
+        is_low = jnp.where(step < 2, step == 0, (new.slope > 0) & (low.slope > 0))
+        keep = partial(jnp.where, is_low)
+        return jax.tree.map(keep, new, low), jax.tree.map(keep, high, new), new
 
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(tangent, highest))
+    none, nobody = jnp.zeros_like(uplink.load), jnp.zeros_like(uplink.usable)
+    found = Found(none, none, nobody, nobody, nobody, nobody, highest)
+    nothing = Tangent(highest, highest, highest, found)  # the first two steps replace it
     steps = EDGE_STEPS[uplink.load.dtype == jnp.float64]
     low, high, last = jax.lax.fori_loop(0, steps, narrow, (nothing,) * 3)
     part = jnp.clip(-high.slope / jnp.maximum(low.slope - high.slope, 1e-30), 0.0, 1.0)
