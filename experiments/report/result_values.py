@@ -153,7 +153,12 @@ def gradients(rows: Rows) -> Values:
     """Order the estimators by their mean gaps."""
     gap, fits = by(rows, "gap_mean"), by(rows, "within_deadline")
     relaxations = [gap[n] for n in ("clipped", "gumbel", "reinforce", "relaxed", "sampled")]
+    names = "listwise", "second_look", "pairs", "optimum"
+    lessons, steps = [gap[n] for n in names], by(rows, "steps_to_twice")
     return {
+        "lessons_least": min(lessons),
+        "lessons_most": max(lessons),
+        "flips_take_longest": steps["best_flips"] > max(steps[n] for n in names),
         "relaxations_least": min(relaxations),
         "relaxations_most": max(relaxations),
         "the_teacher_is_as_good": gap["teacher"] <= max(relaxations),
