@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from cases import random_case
 
+from meco_jax.exact.enumeration import optimal
 from meco_jax.exact.pricing import set_energy
 from meco_jax.exact.relaxation import relax
 from meco_jax.exact.uplink import make_uplink
 from meco_jax.learned import estimators as gr
 from meco_jax.learned.case import differences, energy, exact_energy, make_case
 from meco_jax.learned.estimators import GRADIENTS
+from meco_jax.learned.policy import flips
 from meco_jax.system import check_system, forced
 
 
@@ -102,6 +104,33 @@ def test_sampled_gradient_is_unbiased(case):
     sampled = jnp.mean(jax.vmap(slope, (None, None, 0, None))(scores, case, keys, 0.5), axis=0)
     expected = jnp.where(case.free, jax.grad(mean_energy)(scores), 0.0)
     np.testing.assert_allclose(sampled, expected, atol=0.03 * float(jnp.max(jnp.abs(expected))))
+
+
+def test_lessons_make_the_optimum_likely(rng):
+    """From even odds a step makes the best of all 2^5 sets likelier, whose flips all are tried."""
+    names, tried = ("best_flips", "second_look", "listwise", "pairs", "optimum"), 0
+    even = jnp.zeros(5), jax.random.key(0), jnp.float32(0.0)
+    both = jax.jit(
+        lambda system, h: (
+            (case := make_case(system, h)),
+            optimal(system, h).offload > 0.5,
+            [jax.grad(GRADIENTS[name])(even[0], case, *even[1:]) for name in names],
+        )
+    )
+    for _ in range(8):
+        case, best, slopes = both(*random_case(rng, 5, slot=0.6, log_base=np.e)[:2])
+        sides = np.where(case.free, np.where(best, 1.0, -1.0), 0.0)
+        for name, slope in zip(names, slopes):
+            if case.counts and np.any(case.free):
+                tried += 1
+                assert np.sum(slope * sides) < 0, name
+    assert tried > 10
+
+
+def test_flips_are_of_the_devices_in_turn():
+    rows = flips(jnp.zeros(8, bool), jnp.arange(8.0), 3, first=6)
+    np.testing.assert_array_equal(np.flatnonzero(rows.any(axis=0)), [0, 6, 7])
+    assert len({tuple(row) for row in np.asarray(rows).tolist()}) == 8
 
 
 def test_every_estimator_says_where_it_is_from():
