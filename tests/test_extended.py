@@ -105,6 +105,16 @@ def test_one_of_equal_devices_fits_the_edge():
         np.testing.assert_allclose(found.cost, best.cost, rtol=1e-4)
 
 
+def test_parts_take_no_more_than_the_cycles():
+    """Two sums over parts saw different roundings of them: C6 was broken by 1.8e-6."""
+    system, h = wild_mixtures(Knobs(105, 8, "equal", 0.0), 128, "tdma")
+    weights = {n: getattr(system, n) * 4 for n in ("weight", "delay_weight")}
+    found = jax.tree.map(np.asarray, solve(h, system.replace(**weights), "pcos"))
+    cycles = np.asarray(system.task_bits, np.float64) * system.cycles_per_bit
+    taken = np.sum(found.offload * cycles, axis=1) / system.edge_cycles
+    np.testing.assert_array_less(taken[found.feasible], 1 + 1e-6)
+
+
 def test_two_devices_by_hand():
     """l = 0.2 s nat, T = 1 s, x = 1 nat at the own price of 1 W: each needs 0.2 s.
 
