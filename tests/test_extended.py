@@ -115,6 +115,24 @@ def test_parts_take_no_more_than_the_cycles():
     np.testing.assert_array_less(taken[found.feasible], 1 + 1e-6)
 
 
+def test_tasks_beyond_the_edge_stay():
+    """The bound is that without them: a part of such a task counts for nothing."""
+    system, h = mixtures(3, NUM, K)
+    cycles = system.task_bits * system.cycles_per_bit
+    limit = np.max(cycles, axis=1) * np.float32(0.9)
+    beyond = (cycles > limit[:, None]) & ~np.asarray(jax.vmap(sy.forced)(system))
+    assert np.mean(np.any(beyond, axis=1)) > 0.5
+
+    def bounds(system):
+        return jax.jit(jax.vmap(lambda one, h: allocation.prepare(one, h).relaxed.bound))(system, h)
+
+    limited = system.replace(edge_cycles=limit)
+    local = jax.vmap(sy.local_energy)(system)
+    local += system.delay_weight * jax.vmap(sy.local_time)(system)
+    fewer = bounds(limited.replace(active=~beyond)) + np.sum(np.where(beyond, local, 0), axis=1)
+    np.testing.assert_allclose(bounds(limited), fewer, rtol=2e-6)
+
+
 def test_two_devices_by_hand():
     """l = 0.2 s nat, T = 1 s, x = 1 nat at the own price of 1 W: each needs 0.2 s.
 

@@ -38,7 +38,7 @@ def prepare(system: System, h: jax.Array, must: jax.Array | None = None) -> Chan
         must: part of each task that must be sent ``[K]`` [-]; by default all or nothing of it,
             as P1 asks.
     """
-    uplink, forced = make_uplink(system, h), sy.forced(system)
+    uplink, forced = make_uplink(system, h, whole=must is None), sy.forced(system)
     return Channel(uplink, forced, relax(uplink, forced.astype(h.dtype) if must is None else must))
 
 

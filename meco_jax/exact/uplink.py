@@ -33,6 +33,7 @@ LEAST_POWER = 1e-37  # less has no digits in float32; a task is through sooner w
 LEAST_LOG_Y = -80.0  # x^2 must not underflow; at x = 6e-18 and below energies are the same
 SMALLEST = 1e-36  # the rests of numbers so small are lost [-]
 FREE = -200.0  # logarithm of a price of nothing [ln W]
+BEYOND = 1 + 1e-6  # of the edge's cycles, one task's: too many in any rounding [-]
 NEAR_NOTHING = 3e-4  # a slot price so small beside s is lost in their sum [-]
 
 
@@ -69,13 +70,14 @@ class Uplink(NamedTuple):
     band_power: jax.Array | None = None  # p_max of FDMA, where p = (e^x - 1) / g * t / T [W]
 
 
-def make_uplink(system: System, h: Any, xp: ModuleType = jnp) -> Uplink:
+def make_uplink(system: System, h: Any, xp: ModuleType = jnp, *, whole: bool = False) -> Uplink:
     """Compute the terms of every uplink.
 
     Args:
         system: the physics.
         h: amplitude gains ``[K]`` [-]; any finite value is fine, 0 too.
         xp: jax.numpy, or numpy with all of float64, which leaves nothing to be ``Exact`` about.
+        whole: whether no part of a task is sent: one beyond F alone, C6, cannot be then.
     """
     gain = sy.power_gain(system, h, xp)
     load = xp.where(system.active, system.task_bits / sy.nat_rate(system, xp), 0.0)
@@ -86,6 +88,8 @@ def make_uplink(system: System, h: Any, xp: ModuleType = jnp) -> Uplink:
     # Slower is as good as never, and overflows.
     heard = max_efficiency * (1e12 * system.slot) > load
     usable = heard & (load > 0)
+    if whole and system.edge_cycles is not None:
+        usable &= system.task_bits * system.cycles_per_bit <= BEYOND * system.edge_cycles
     # 1 stands in where nothing is sent: values and gradients stay finite under the masks.
     used_load, used_nats = xp.where(usable, load, 1.0), xp.where(usable, max_efficiency, 1.0)
     used_gain, used_weight = xp.where(usable, gain, 1.0), xp.where(usable, system.weight, 1.0)
