@@ -89,6 +89,13 @@ def test_long_fixed_times_hide_no_saving():
     assert np.all(found.lower_bound / 4 <= known * (1 + 1e-6))
 
 
+def test_long_fixed_times_raise_no_bound():
+    """Of channel 23 the sum of both times does not tell what full power costs in the short one."""
+    system, h = wild_mixtures(Knobs(408, 8, "wild", 3.0), 32, "tdma")
+    found, known = solve(h, system, "mcos"), optima(system, h)
+    assert np.all(found.lower_bound <= known * (1 + 1e-6))
+
+
 def test_one_of_equal_devices_fits_the_edge():
     """At the price of the cycles none of channel 95 would send: the slot's price is that before.
 

@@ -31,6 +31,8 @@ from meco_jax.exact.uplink import (
 )
 from meco_jax.runtime.describe import short_repr
 
+SHORT = 2.0**-18  # a part of the slot that loses digits beside another [-]
+
 
 @short_repr
 class PriceGrid(NamedTuple):
@@ -227,12 +229,14 @@ def _proven_terms(
     energy = energy * (1 + exact.load_rest * nats * (1 + 1 / grown) - exact.gain_rest)
     least = uplink.slot * (exact.coarse + exact.fine)
     fastest, taken = least, time
+    at_cap: Any = 4.0 if uplink.band_power is None else 8.0  # p_max T / t_min is rounded
     if exact.fixed is not None:
         fixed = uplink.slot * (exact.fixed[0] + exact.fixed[1])
         rest = (exact.coarse - exact.fixed[0]) + (exact.fine - exact.fixed[1])
-        fastest, taken = uplink.slot * rest, time + fixed
+        short = rest < SHORT  # beside a long fixed time it is known better by itself
+        fastest, taken = jnp.where(short, time, uplink.slot * rest), time + fixed
+        at_cap = jnp.where(short, at_cap + 16, at_cap)
     energy = jnp.where(capped, uplink.weight * uplink.max_power * fastest, energy)
-    at_cap = 4.0 if uplink.band_power is None else 8.0  # p_max T / t_min is rounded
     doubt = jnp.where(capped, at_cap, 6 + nats * (1 + 1 / grown)) * unit * energy
     if uplink.per_time is not None:
         added = uplink.per_time * jnp.where(capped, fastest, time)
