@@ -24,7 +24,7 @@ from meco_jax.scenarios import (
     table1,
 )
 from meco_jax.solution import Solution
-from meco_jax.solver import allocate, mcos, mcos_partial, pcos, repair, solve
+from meco_jax.solver import allocate, improve, mcos, mcos_partial, pcos, repair, solve
 from meco_jax.system import System, pad_devices
 from meco_jax.units import from_db, from_dbm
 from meco_jax.warmup import warm_up
@@ -41,6 +41,7 @@ __all__ = [
     "evaluate_grid",
     "from_db",
     "from_dbm",
+    "improve",
     "load_policy",
     "make_grid",
     "map_channels",

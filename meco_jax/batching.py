@@ -13,7 +13,13 @@ import numpy as np
 from meco_jax import engine
 from meco_jax import system as sy
 from meco_jax.engine import HostBatch
-from meco_jax.runtime.arguments import batch_shape, check_batch, check_call, core_leaves
+from meco_jax.runtime.arguments import (
+    batch_shape,
+    check_batch,
+    check_call,
+    core_leaves,
+    gains_first,
+)
 from meco_jax.runtime.checks import per_device, refuse
 from meco_jax.runtime.memory import once_per_system
 from meco_jax.runtime.settings import moves_data
@@ -25,26 +31,29 @@ Program = Callable[[Any, System], Solution]
 """Solves channels and their systems, of one size: a program that JAX has compiled."""
 
 
+@gains_first
 @moves_data
-def map_channels(function: Callable[..., Solution], system: System, *arrays: ArrayLike) -> Solution:
+def map_channels(
+    function: Callable[..., Solution], h: ArrayLike, system: System, *arrays: ArrayLike
+) -> Solution:
     """Map a scheme written for one channel over batches of channels and systems.
 
-    What ``solve`` does with every method, for functions of more than gains, ``jax.jit`` left to
-    you. Batches that would not fit into ``engine.CHUNK_BYTES`` go through in chunks, and K is
-    padded to full vector registers: on a CPU K = 16 takes a third of the time of K = 14.
+    It does what ``solve`` does with every method, for functions of more than gains, ``jax.jit``
+    left to you. Batches that would not fit into ``engine.CHUNK_BYTES`` go through in chunks.
     Example::
 
         def threshold(system, h, least):  # [K] each
-            return meco_jax.repair(system, h, (h > least).astype(h.dtype))
+            offload = (h > least).astype(h.dtype)
+            return meco_jax.repair(h, system, offload)
 
-        solution = meco_jax.map_channels(threshold, system, h, np.full(h.shape, 1e-3))
+        solution = meco_jax.map_channels(threshold, h, system, np.full(h.shape, 1e-3))
 
     Args:
-        function: ``function(system, *arrays) -> Solution`` of one channel, ``[K]`` each. It may
-            see padding devices, with ``system.active`` False and zeros in the arrays, and may
-            leave ``energy_per_device`` out.
+        function: ``function(system, h, *arrays) -> Solution`` of one channel, ``[K]`` each. It
+            may leave ``energy_per_device`` out.
+        h: amplitude gains ``[..., K]`` [-].
         system: the physics, any field with leading batch axes.
-        arrays: gains first [-], ``[..., K]`` each.
+        *arrays: what else the function takes, ``[..., K]`` each.
 
     Returns:
         Solutions of the broadcast batch shape. Where gains or system are known under ``jax.jit``
@@ -56,24 +65,34 @@ def map_channels(function: Callable[..., Solution], system: System, *arrays: Arr
     """
     if not callable(function):
         raise refuse("function", "a function of a system and of arrays [K]", function)
-    if not arrays:
-        raise ValueError("arrays must have the gains first; got none")
-    h, system = check_call(arrays[0], system)
-    others = [
-        per_device(f"arrays[{i}]", x, h.shape[-1], "entry") for i, x in enumerate(arrays[1:], 1)
-    ]
+    h, system = check_call(h, system)
+    others = [per_device(f"arrays[{i}]", x, h.shape[-1], "entry") for i, x in enumerate(arrays)]
     check_batch(system, h, *others)
-    return map_checked(function, "function", system, h, *others)
+    return map_checked(function, "function", system, h, *others, multiple=1)
 
 
 def map_checked(
-    function: Callable[..., Solution], name: str, system: System, *arrays: jax.Array
+    function: Callable[..., Solution],
+    name: str,
+    system: System,
+    *arrays: jax.Array,
+    multiple: int = engine.DEVICE_MULTIPLE,
 ) -> Solution:
-    """Map a function as ``map_channels`` does, arguments checked; ``name`` is what errors name."""
+    """Map a function as ``map_channels`` does, arguments checked.
+
+    On a CPU K = 16 takes a third of the time of K = 14, so K is padded to full vector registers.
+
+    Args:
+        function: of one channel.
+        name: of the argument that it is, for errors.
+        system: the physics, checked.
+        *arrays: gains first ``[..., K]``, checked.
+        multiple: to which K is padded; 1 for functions of users, which see their devices alone.
+    """
     function = checked_solutions(function, name)
     batch = batch_shape(system, *arrays)
     num_devices = arrays[0].shape[-1]
-    missing = -num_devices % engine.DEVICE_MULTIPLE
+    missing = -num_devices % multiple
     system = sy.pad_devices(system, num_devices + missing)
     arrays = tuple(jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) for x in arrays)
 

@@ -7,6 +7,7 @@ blocks, or as a part of a program that is being recorded.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -23,7 +24,13 @@ from meco_jax.exact import allocation as one_channel
 from meco_jax.exact import enumeration, schemes, search
 from meco_jax.learned.policy import LARGEST_EFFORT, GeneralPolicy
 from meco_jax.paper.network import Policy
-from meco_jax.runtime.arguments import batch_shape, check_call, check_decision
+from meco_jax.runtime.arguments import (
+    batch_shape,
+    check_call,
+    check_decision,
+    check_order,
+    gains_first,
+)
 from meco_jax.runtime.checks import (
     inside_trace,
     integer,
@@ -40,7 +47,7 @@ from meco_jax.scenarios import table1
 from meco_jax.solution import Solution
 from meco_jax.system import ArrayLike, System
 
-Method = Literal["bcos", "mcos", "mcos_partial", "optimal", "pcos"]
+Method = Literal["policy", "bcos", "mcos", "mcos_partial", "optimal", "pcos"]
 Scheme = Callable[[System, jax.Array], Solution]  # of one channel
 METHODS: dict[str, Scheme] = {
     "mcos": schemes.mcos,
@@ -48,13 +55,15 @@ METHODS: dict[str, Scheme] = {
     "pcos": schemes.pcos,
     "optimal": enumeration.optimal,
 }
+POLICY = "policy", "bcos"  # two names of one method
+NAMES = *METHODS, *POLICY
 
 
 @moves_data
 def solve(
     h: ArrayLike,
     system: System | None = None,
-    method: Method | Scheme = "bcos",
+    method: Method | Scheme = "policy",
     policy: Policy | GeneralPolicy | None = None,
     tolerance: float = 1e-4,
     effort: int = 4,
@@ -70,18 +79,20 @@ def solve(
         h: amplitude gains ``[..., K]`` [-].
         system: the physics, any field with leading batch axes that broadcast against h's.
             By default the policy's, or ``table1(K)``.
-        method: "bcos", a policy's decision made feasible, with optimal powers and times;
-            "mcos" or "mcos_partial", no more offloading than the deadline asks for;
+        method: "policy", the decision of a policy, with optimal powers and times; "bcos" is an
+            older name of it. "mcos" or "mcos_partial", no more offloading than the deadline asks for;
             "pcos", the optimum if tasks could be split; "optimal", the optimum with a proof:
             ``lower_bound`` comes within ``tolerance`` of the energy. Under ``jax.jit`` only
             the first stage runs, and ``lower_bound`` says what it proves. Or a scheme of your
-            own, ``method(system, h) -> Solution`` of one channel: gains ``[K]``, fields as
-            ``System`` has them, padding devices with ``system.active`` False and gains 0 among
-            them. It is compiled once per size and function, which must be hashable; a lambda
-            made anew per call is compiled anew, and numbers that it closes over stay as they
-            were. What it returns is believed; ``energy_per_device`` may be left out.
-        policy: for "bcos" alone, from ``meco_jax.train`` or ``train_policy``; by default the one
-            that is shipped, which serves any system.
+            own, ``method(system, h) -> Solution`` of one channel: gains ``[K]`` and fields as
+            ``System`` has them, of your devices alone. The function is compiled once per K, so
+            it must be hashable; a lambda made anew per call is compiled anew, and numbers that
+            it closes over stay as they were. ``solve`` does not check its answer;
+            ``energy_per_device`` may be left out.
+        policy: for "policy" alone, from ``meco_jax.train`` or ``train_policy``; by default the
+            one that is shipped, which serves any system and searches near its decision as
+            ``effort`` says. The decision of a network from ``train`` is what ``repair`` makes of
+            it; ``improve`` searches for a better one.
         tolerance: relative gap up to which "optimal" goes on looking [-].
         effort: of a general policy, 0-12: n compares the 2^n sets that differ in the n least
             certain devices; 0 is the fastest.
@@ -100,7 +111,8 @@ def solve(
             own method is not hashable or returns no ``Solution`` of one channel. Under
             ``jax.jit`` values out of range give ``feasible`` False and NaN energy.
     """
-    _check_method(method, policy)
+    method = _check_method(method, policy)
+    check_order("solve", h)
     effort = integer("effort", effort, 0, LARGEST_EFFORT)
     max_nodes = integer("max_nodes", max_nodes, low=0)
     require("tolerance", one_number("tolerance", tolerance), 0.0, included=False)
@@ -112,7 +124,7 @@ def solve(
             f"policy must be trained for {system.num_devices} devices, like h; "
             f"got one trained for {policy.system.num_devices}"
         )
-    own = (policy or pretrained()) if method == "bcos" else None
+    own = (policy or pretrained()) if method == "policy" else None
     batch = batch_shape(system, h)
     effort = effort if isinstance(own, GeneralPolicy) else 0
     if _is_recorded(h, system, own):
@@ -123,7 +135,7 @@ def solve(
         return solve_all(h, system, own, method, effort=effort)
     if _stays_on_device(h, method) or 0 in batch:
         return _program(own, method, enumeration.ONLY_STAGE, effort)(h, system)
-    multiple = 1 if isinstance(own, Policy) else engine.DEVICE_MULTIPLE
+    multiple = devices_multiple(method, own)
     program = _program(own, method, enumeration.STAGES[0], effort)
     if not batch:
         found = engine.run_one(program, h, partial(padded_on_host, system), multiple)
@@ -136,13 +148,25 @@ def solve(
     return rows.unpack(found)
 
 
-def _check_method(method: Any, policy: Any) -> None:
-    """Raise a ValueError unless there is such a method, and the policy is one that it uses."""
-    engine.check_method(method, (*METHODS, "bcos"))
+def _check_method(method: Any, policy: Any) -> Any:
+    """Return the method, or raise a ValueError unless it and the policy go together."""
+    engine.check_method(method, NAMES)
+    method = "policy" if isinstance(method, str) and method in POLICY else method
     if not isinstance(policy, (Policy, GeneralPolicy, type(None))):
-        raise refuse("policy", "trained or from meco_jax.load_policy", policy)
-    if policy is not None and method != "bcos":
+        rule = "trained or from meco_jax.load_policy"
+        if isinstance(policy, (str, os.PathLike)):
+            rule = f"read first, as by meco_jax.load_policy({str(policy)!r})"
+        elif callable(policy):
+            rule = "trained or from meco_jax.load_policy; a function goes through method="
+        raise refuse("policy", rule, policy)
+    if policy is not None and method != "policy":
         raise refuse("policy", f"None for method {name_of(method)!r}, which uses none", policy)
+    return method
+
+
+def devices_multiple(method: Method | Scheme, policy: Policy | GeneralPolicy | None) -> int:
+    """Return to what K is padded: a network and a function of the user see their own devices."""
+    return 1 if callable(method) or isinstance(policy, Policy) else engine.DEVICE_MULTIPLE
 
 
 def name_of(method: Method | Scheme) -> str:
@@ -150,33 +174,41 @@ def name_of(method: Method | Scheme) -> str:
     return method if isinstance(method, str) else getattr(method, "__name__", repr(method))
 
 
-def mcos(system: System, h: ArrayLike) -> Solution:
+@gains_first
+def mcos(h: ArrayLike, system: System) -> Solution:
     """Offload only the tasks that miss the deadline locally: ``solve(h, system, "mcos")``."""
     return solve(h, system, "mcos")
 
 
-def mcos_partial(system: System, h: ArrayLike) -> Solution:
+@gains_first
+def mcos_partial(h: ArrayLike, system: System) -> Solution:
     """Offload only what misses the deadline locally: ``solve(h, system, "mcos_partial")``."""
     return solve(h, system, "mcos_partial")
 
 
-def pcos(system: System, h: ArrayLike) -> Solution:
+@gains_first
+def pcos(h: ArrayLike, system: System) -> Solution:
     """Offload any part of each task optimally: ``solve(h, system, "pcos")``."""
     return solve(h, system, "pcos")
 
 
+@gains_first
 @moves_data
-def allocate(system: System, h: ArrayLike, offload: ArrayLike) -> Solution:
-    """Give fixed decisions their optimal powers and times: P1, (6), with a fixed.
+def allocate(h: ArrayLike, system: System, offload: ArrayLike) -> Solution:
+    """Give decisions their optimal powers and times as they are: P1, (6), with a fixed.
+
+    Example::
+
+        nobody = meco_jax.allocate(h, system, np.zeros(system.num_devices))
 
     Args:
-        system: the physics, any field with leading batch axes.
         h: amplitude gains ``[..., K]`` [-].
+        system: the physics, any field with leading batch axes.
         offload: decisions ``[..., K]``, 0 or 1 [-]; padding is ignored.
 
     Returns:
-        A ``Solution`` of the broadcast batch shape, see ``solve``. Infeasible where a set does
-        not fit or a forced device stays.
+        A ``Solution`` of the broadcast batch shape, see ``solve``. Infeasible where a decision
+        does not fit or a forced device stays.
 
     Raises:
         ValueError: as ``solve``, and if ``offload`` is not 0 or 1 everywhere.
@@ -187,18 +219,28 @@ def allocate(system: System, h: ArrayLike, offload: ArrayLike) -> Solution:
     return _map_decisions(one_channel.allocate, h, system, offload)
 
 
+@gains_first
 @moves_data
-def repair(system: System, h: ArrayLike, offload: ArrayLike) -> Solution:
-    """Make decisions feasible and give them their optimal powers and times.
+def repair(h: ArrayLike, system: System, offload: ArrayLike) -> Solution:
+    """Change decisions as little as makes them feasible, with optimal powers and times.
+
+    A decision that is feasible comes back bit for bit. Else the devices that must send are added,
+    and if the decision does not fit, devices leave one after the other: the one whose leaving
+    costs least per what it frees. No device is added because sending saves energy, so the answer
+    says how good the decision is. ``improve`` searches for a better one.
+
+    Example::
+
+        projected = meco_jax.repair(h, system, policy(h).offload)
 
     Args:
-        system: the physics, any field with leading batch axes.
         h: amplitude gains ``[..., K]`` [-].
+        system: the physics, any field with leading batch axes.
         offload: decisions ``[..., K]``, 0 to 1; a device is chosen to send above 1/2 [-].
 
     Returns:
-        A ``Solution`` of the broadcast batch shape, see ``solve``; never worse than sending the
-        forced devices alone, infeasible only where these do not fit.
+        A ``Solution`` of the broadcast batch shape, see ``solve``; infeasible only where the
+        forced devices do not fit.
 
     Raises:
         ValueError: as ``solve``, and if ``offload`` is not from 0 to 1 everywhere.
@@ -206,6 +248,32 @@ def repair(system: System, h: ArrayLike, offload: ArrayLike) -> Solution:
     h, system = check_call(h, system)
     offload = check_decision(offload, system, h)
     return _map_decisions(schemes.repair, h, system, offload)
+
+
+@gains_first
+@moves_data
+def improve(h: ArrayLike, system: System, offload: ArrayLike) -> Solution:
+    """Search for better decisions from given ones: a fast method, and no judge of them.
+
+    The devices are ranked, those that were chosen first; the best number of them sends, and then
+    one device may change. The answer is close to the optimum whatever the decision was, so it
+    says nothing about a scheme: ``repair`` and ``allocate`` judge.
+
+    Args:
+        h: amplitude gains ``[..., K]`` [-].
+        system: the physics, any field with leading batch axes.
+        offload: decisions ``[..., K]``, 0 to 1; a device is chosen to send above 1/2 [-].
+
+    Returns:
+        A ``Solution`` of the broadcast batch shape, see ``solve``; it costs no more than what
+        ``repair`` returns, and no more than sending the forced devices alone.
+
+    Raises:
+        ValueError: as ``solve``, and if ``offload`` is not from 0 to 1 everywhere.
+    """
+    h, system = check_call(h, system)
+    offload = check_decision(offload, system, h)
+    return _map_decisions(schemes.improve, h, system, offload)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -262,7 +330,7 @@ def _solve(
     function = METHODS[method] if isinstance(method, str) else method
     if function is enumeration.optimal:
         function = partial(enumeration.optimal, stage=stage)
-    return map_checked(function, "method", system, h)
+    return map_checked(function, "method", system, h, multiple=devices_multiple(method, None))
 
 
 def _program(

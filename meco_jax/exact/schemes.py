@@ -1,4 +1,4 @@
-"""What needs no training: MCOS in both readings, the optimal PCOS, the repair of a decision.
+"""What needs no training: MCOS in both readings, the optimal PCOS, and what a decision is made of.
 
 Each is a pure function of one channel, ``h: [K]``, that returns a ``Solution``.
 """
@@ -14,7 +14,8 @@ from meco_jax import system as sy
 from meco_jax.exact import sets
 from meco_jax.exact.allocation import finish, prepare
 from meco_jax.exact.duals import PriceGrid, price_grid
-from meco_jax.exact.pricing import priced_set
+from meco_jax.exact.pricing import priced_set, set_energy
+from meco_jax.exact.projection import project
 from meco_jax.exact.shares import FIT_TOLERANCE, fits, resources, within
 from meco_jax.exact.uplink import Uplink, cost_spent, local_at, priced_cost
 from meco_jax.solution import Solution
@@ -81,18 +82,41 @@ def pcos(system: System, h: jax.Array) -> Solution:
 
 
 def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
-    """Make a decision feasible and give it its optimal powers and times.
+    """Change a decision as little as makes it feasible, and give it its optimal powers and times.
 
-    The devices are ranked: the forced ones, then those chosen to offload, then the
-    others, each group by the energy that offloading saves at the price mu* of the slot,
-    e - c(mu*). The best prefix of the ranking is taken, and then the best change of one device,
-    if it saves more. The forced devices alone are among the prefixes and allocated exactly, so
-    all others local is never better.
+    See ``projection.project``: the forced devices are added, and devices leave until the rest
+    fits. Nobody is added because sending saves energy.
 
     Args:
         system: the physics.
         h: amplitude gains ``[K]`` [-].
-        offload: decision ``[K]``, 0 or 1 [-].
+        offload: decision ``[K]``, 0 to 1; a device is chosen to send above 1/2 [-].
+
+    Returns:
+        A ``Solution``; infeasible where the forced devices do not fit.
+    """
+    uplink, forced, relaxed = prepare(system, h)
+    sends = project(system, uplink, forced, offload).astype(h.dtype)
+    cost, time = set_energy(uplink, sends)
+    return finish(uplink, sends, time, cost, relaxed.bound)
+
+
+def improve(system: System, h: jax.Array, offload: jax.Array) -> Solution:
+    """Search for a better decision from a given one, and give it its optimal powers and times.
+
+    The devices are ranked: the forced ones, then those chosen to offload, then the
+    others, each group by the energy that offloading saves at the price mu* of the slot,
+    e - c(mu*). The best prefix of the ranking is taken, and then the best change of one device,
+    if it saves more. What ``repair`` makes of the decision and the forced devices alone are
+    allocated exactly, so the answer costs no more than either.
+
+    The answer says little of the decision that the search starts from: without any it comes
+    close to the optimum.
+
+    Args:
+        system: the physics.
+        h: amplitude gains ``[K]`` [-].
+        offload: decision ``[K]``, 0 to 1; a device is chosen to send above 1/2 [-].
 
     Returns:
         A ``Solution``; infeasible where the forced devices do not fit.
@@ -106,8 +130,9 @@ def repair(system: System, h: jax.Array, offload: jax.Array) -> Solution:
     free = uplink.usable & ~forced
     certainty = jnp.where(free, jnp.abs(saved), jnp.inf)
     prefixes = prefixes_of(uplink, sets.inverse(order), free, forced, certainty)
-    best, _, _ = cheapest(uplink, grid, prefixes, EXACT, forced)
-    best, time, energy = cheapest(uplink, grid, sets.Neighbours(best, free), EXACT, best)
+    known = jnp.stack([forced, project(system, uplink, forced, offload)])
+    best, _, _ = cheapest(uplink, grid, prefixes, EXACT, known)
+    best, time, energy = cheapest(uplink, grid, sets.Neighbours(best, free), EXACT, best[None])
     return finish(uplink, best.astype(h.dtype), time, energy, relaxed.bound)
 
 
@@ -158,7 +183,7 @@ def cheapest(
     exact: int,
     known: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Pick the set of least energy out of ``candidates``, and ``known`` ``[K]``.
+    """Pick the set of least energy out of ``candidates``, and ``known`` ``[n, K]`` bool.
 
     The grid's dual values, THEORY.md, section 5, tell the ``exact`` ones that are worth an exact
     allocation.
@@ -178,8 +203,8 @@ def cheapest(
     _, likely = sets.smallest(bounds, min(exact, len(bounds)))
     few, guesses = candidates.take(likely), guess_prices(grid.log_mu, duals[likely])
     if known is not None:
-        few = jnp.concatenate([few, known[None]])
-        guesses = jnp.append(guesses, -jnp.inf)
+        few = jnp.concatenate([few, known])
+        guesses = jnp.append(guesses, jnp.full(len(known), -jnp.inf, guesses.dtype))
     few = few.astype(grid.flip_cost.dtype)
     energies, times, _ = jax.vmap(partial(priced_set, uplink))(few, guesses)
     best = jnp.argmin(energies)

@@ -154,7 +154,7 @@ class GeneralPolicy(struct.PyTreeNode):
         if effort:
             rows = flips(best, certainty, effort)
             candidates = sets.Listed(jnp.where(free[None], rows, best[None]))
-            best, time, energy = cheapest(uplink, grid, candidates, exact=2, known=best)
+            best, time, energy = cheapest(uplink, grid, candidates, exact=2, known=best[None])
         return finish(uplink, best.astype(h.dtype), time, energy, relaxed.bound)
 
     def export(

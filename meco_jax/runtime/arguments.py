@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -12,6 +15,41 @@ from meco_jax import system as sy
 from meco_jax.runtime.checks import broadcast, is_traced, per_device, refuse
 from meco_jax.runtime.memory import once_per_system
 from meco_jax.system import ArrayLike, System
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def gains_first(function: Callable[P, R]) -> Callable[P, R]:
+    """Take the system before the gains too, as older versions did, with a DeprecationWarning.
+
+    Args:
+        function: of arguments ``h, system`` one after the other.
+    """
+    place = list(inspect.signature(function).parameters).index("h")
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> R:
+        first, rest = arguments[:place], list(arguments[place:])
+        if rest and isinstance(rest[0], System) and (rest[1:] or "h" in named):
+            name = function.__name__
+            rule = f"{name} takes gains before the system, {name}(h, system, ...)"
+            warnings.warn(f"{rule}; the other order will go", DeprecationWarning, stacklevel=2)
+            system = rest.pop(0)
+            h = named.pop("h") if "h" in named else rest.pop(0)
+            arguments = *first, h, system, *rest
+        return function(*arguments, **named)  # type: ignore[arg-type]
+
+    return call
+
+
+def check_order(name: str, h: Any) -> None:
+    """Raise a ValueError if a system stands where the gains belong."""
+    if isinstance(h, System):
+        raise ValueError(
+            f"h must be gains [..., K], and the system comes second, {name}(h, system); got a "
+            f"System first"
+        )
 
 
 def check_call(h: ArrayLike, system: System) -> tuple[jax.Array, System]:
@@ -45,7 +83,7 @@ def check_decision(offload: ArrayLike, system: System, h: jax.Array) -> jax.Arra
 
 def _batch_shapes(system: System, *arrays: jax.Array) -> dict[str, tuple[int, ...]]:
     """Name the batch axes that gains, decisions and fields bring along."""
-    names = "h", "offload", *(f"arrays[{i}]" for i in range(2, len(arrays)))
+    names = "h", "offload", *(f"arrays[{i}]" for i in range(1, len(arrays)))
     return {n: x.shape[:-1] for n, x in zip(names, arrays)} | _field_shapes(system)
 
 

@@ -117,7 +117,7 @@ class OffloadingEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 @jax.jit
 def _plan(seen: Observation, wish: jax.Array) -> tuple[Solution, Solution]:
     """Make a wish feasible, and solve the slot."""
-    own = map_channels(schemes.repair, seen.system, seen.h, wish)
+    own = map_channels(schemes.repair, seen.h, seen.system, wish)
     return own, solve(seen.h, seen.system, method="optimal")
 
 

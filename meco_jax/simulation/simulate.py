@@ -198,11 +198,11 @@ def answer(scheme: Plain | Backoff | Robust, seen: Observation) -> Solution:
     """Decide a slot by a scheme."""
     if isinstance(scheme, Robust) and scheme.error is None:
         plan: Callable[..., Solution] = scheme.plan
-        return map_channels(plan, seen.system, seen.expected, seen.spread)
+        return map_channels(plan, seen.expected, seen.system, seen.spread)
     if isinstance(scheme, Plain) and isinstance(scheme.scheme, str):
         return solve(seen.h, seen.system, method=scheme.scheme)  # type: ignore[arg-type]
     function = scheme.scheme if isinstance(scheme, Plain) else scheme
-    return map_channels(function, seen.system, seen.h)
+    return map_channels(function, seen.h, seen.system)
 
 
 @jax.jit
