@@ -184,7 +184,7 @@ def judge(label: tuple[np.ndarray, np.ndarray, np.ndarray], rows: list[dict[str,
     h, stored, mode = label
     found = wpmec.solve(h)
     rate, bound = (np.asarray(x, np.float64) for x in (found.rate, found.upper_bound))
-    true = np.asarray(wpmec.allocate(h, mode > 0.5).rate, np.float64)  # of the label's mode
+    true = np.asarray(wpmec.allocate(h, None, mode > 0.5).rate, np.float64)  # of the label's mode
     beaten = np.flatnonzero(rate > true * (1 + BEATEN))
     above = int(np.sum(np.minimum(true, stored) > bound * (1 + 1e-7)))
     rows[0] |= {"labels_beaten": len(beaten), "labels_above_bound": above}

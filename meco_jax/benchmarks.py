@@ -10,23 +10,26 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from meco_jax.runtime.checks import integer, outside_traces, refuse
+from meco_jax.judge import Verdict, judge
+from meco_jax.runtime.checks import integer, outside_traces, per_device, refuse, zero_or_one
 from meco_jax.runtime.describe import short_repr
 from meco_jax.solution import Solution
-from meco_jax.solver import solve
-from meco_jax.system import System
-from meco_jax.wpmec.solver import solve as solve_wpmec
+from meco_jax.solver import allocate, solve
+from meco_jax.system import ArrayLike, System
+from meco_jax.wpmec import solver as wpmec_solver
+from meco_jax.wpmec.judge import judge as judge_wpmec
 from meco_jax.wpmec.system import WPMEC
 from meco_jax.wpmec.system import Solution as WPMECSolution
 
 FOLDER = "benchmark_data"
-TRUST = 2e-6  # what an answer in float32 may be better than the optimum by [-]
+TRUST = 5e-6  # by which an answer in float32 may misstate its worth, or exceed the proof [-]
 INDEX = "index.txt"  # of the files' SHA-256
 Answer = Solution | WPMECSolution
 Scheme = Callable[[Any, jax.Array], Answer]
@@ -54,8 +57,29 @@ class Score(NamedTuple):
     gap_95: float  # of which 95 % are below [-]
     gap_worst: float  # [-]
     infeasible: int  # answers that are not feasible, or no numbers
-    impossible: int  # answers better than the proven bound: not to be believed
+    impossible: int  # answers that claim to be better than the proven bound
+    misstated: int  # answers that are not worth what they claim, or claim to be feasible
     us_per_channel: float  # in one batch, the fastest of the calls but the first [us]
+
+
+class Problem(NamedTuple):
+    """How schemes for a problem are run and judged."""
+
+    system: type
+    answer: type
+    solve: Callable[..., Any]  # (h, system, method=...)
+    allocate: Callable[..., Any]  # (h, system, offload)
+    judge: Callable[..., Verdict]  # (h, system, answer)
+    claim: str  # the field that says what an answer is worth
+    sign: int  # 1: the least is best, -1: the most
+
+
+PROBLEMS = {
+    "p1": Problem(System, Solution, solve, allocate, judge, "cost", 1),
+    "wpmec": Problem(
+        WPMEC, WPMECSolution, wpmec_solver.solve, wpmec_solver.allocate, judge_wpmec, "rate", -1
+    ),
+}
 
 
 def names() -> list[str]:
@@ -83,41 +107,101 @@ def load(name: str) -> Family:
     words = {n: str(arrays.pop(n)) for n in ("problem", "access") if n in arrays}
     outputs = {n: arrays.pop(n) for n in ("h", "optimum", "bound", "offload")}
     problem = words.pop("problem")
-    kind: Any = System if problem == "p1" else WPMEC
-    return Family(name=name, problem=problem, system=kind(**arrays, **words), **outputs)
+    system = PROBLEMS[problem].system(**arrays, **words)
+    return Family(name=name, problem=problem, system=system, **outputs)
 
 
-def score(scheme: Scheme | str, name: str | Family, repeats: int = 3) -> Score:
+def score(
+    scheme: Scheme | str | ArrayLike,
+    name: str | Family,
+    repeats: int = 3,
+    host: bool = False,
+) -> Score:
     """Score a scheme on a family.
 
-    A gap is |answer - optimum| / optimum. Answers that claim more than the proven bound are
-    counted apart, and their gaps are 0.
+    A gap is |answer - optimum| / optimum. What an answer is worth, and whether it is feasible,
+    is computed again in float64 from its decision, powers and times. Example::
+
+        best_half = family.h > np.median(family.h, axis=1, keepdims=True)
+        benchmarks.score(best_half, family)
 
     Args:
-        scheme: a function of one channel, as the problem's ``solve`` takes it, or the name of one
-            of its methods.
+        scheme: a function of one channel, as the problem's ``solve`` takes it; the name of one
+            of its methods; or decisions ``[N, K]``, 0 or 1, from any program, which get their
+            optimal powers and times and are not repaired.
         name: of a family, or a family.
         repeats: timed calls, at least 1.
+        host: the function is not one of JAX: it is called for each channel with NumPy arrays,
+            ``f(system, h)``, and returns a decision ``[K]`` or an answer.
 
     Raises:
-        ValueError: as ``load`` and the problem's ``solve``.
+        ValueError: as ``load`` and the problem's ``solve``, or if decisions have another shape.
     """
     repeats = integer("repeats", repeats, low=1)
     family = load(name) if isinstance(name, str) else name
     if not isinstance(family, Family):
         raise refuse("name", "the name of a family, or a family", name)
+    if host and not callable(scheme):
+        raise refuse("scheme", "a function where host is True", scheme)
     outside_traces("benchmarks.score", family.h)
-    call: Any = solve if family.problem == "p1" else solve_wpmec
+    problem = PROBLEMS[family.problem]
+    seconds = float("nan")  # of decisions that come from elsewhere
+    if host:
+        began = time.perf_counter()
+        found = _on_host(problem, family, scheme)
+        seconds = time.perf_counter() - began
+    elif isinstance(scheme, str) or callable(scheme):
+        found, seconds = _timed(partial(problem.solve, method=scheme), family, repeats)
+    else:
+        found = _decided(problem, family, scheme)
+    return _compare(problem, family, found, seconds)
+
+
+def _timed(call: Callable[..., Any], family: Family, repeats: int) -> tuple[Any, float]:
+    """Solve a family: the answers, and the seconds of the fastest call but the first."""
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        found = jax.block_until_ready(call(family.h, family.system, method=scheme))
+        found = jax.block_until_ready(call(family.h, family.system))
         times.append(time.perf_counter() - began)
-    value = np.asarray(found.cost if family.problem == "p1" else found.rate, np.float64)
-    sign = 1 if family.problem == "p1" else -1
-    good = np.asarray(found.feasible) & np.isfinite(value)
-    gap = sign * (value[good] / family.optimum[good] - 1)
-    beyond = sign * (value[good] / family.bound[good] - 1) < -TRUST
+    return found, min(times[1:])
+
+
+def _decided(problem: Problem, family: Family, decisions: Any) -> Any:
+    """Allocate decisions ``[N, K]``."""
+    decisions = per_device("scheme", decisions, family.h.shape[1], "decision")
+    if decisions.shape != family.h.shape:
+        rule = f"decisions of shape {family.h.shape}, one per channel and device"
+        raise ValueError(f"scheme must be {rule}; got shape {decisions.shape}")
+    zero_or_one("scheme", decisions)
+    return problem.allocate(family.h, family.system, decisions)
+
+
+def _on_host(problem: Problem, family: Family, scheme: Any) -> Any:
+    """Call a function of NumPy arrays channel by channel."""
+    found: list[Any] = []
+    for row, h in enumerate(family.h):
+        one = scheme(jax.tree.map(lambda leaf: leaf[row], family.system), h.copy())  # noqa: B023
+        found.append(one if isinstance(one, problem.answer) else np.asarray(one))
+    if all(isinstance(one, problem.answer) for one in found):
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+    shapes = {np.shape(one) for one in found} - {family.h.shape[1:]}
+    if shapes:
+        rule = f"return a decision of shape {family.h.shape[1:]}, or a {problem.answer.__name__}"
+        raise ValueError(f"scheme must {rule}; got shape {shapes.pop()}")
+    return _decided(problem, family, np.stack(found))
+
+
+def _compare(problem: Problem, family: Family, found: Any, seconds: float) -> Score:
+    """Judge answers ``[N]``, and compare them with the optima."""
+    true = problem.judge(family.h, family.system, found)
+    claimed = np.asarray(getattr(found, problem.claim), np.float64)
+    says = np.asarray(found.feasible) & np.isfinite(claimed)
+    good = says & true.feasible & np.isfinite(true.value)
+    with np.errstate(invalid="ignore", over="ignore"):
+        beyond = problem.sign * (claimed / family.bound - 1) < -TRUST
+        wrong = np.abs(claimed - true.value) > TRUST * true.value
+    gap = problem.sign * (true.value[good] / family.optimum[good] - 1)
     gap = np.maximum(gap, 0.0)
     return Score(
         name=family.name,
@@ -125,8 +209,9 @@ def score(scheme: Scheme | str, name: str | Family, repeats: int = 3) -> Score:
         gap_95=float(np.quantile(gap, 0.95)) if len(gap) else np.nan,
         gap_worst=float(np.max(gap)) if len(gap) else np.nan,
         infeasible=int(np.sum(~good)),
-        impossible=int(np.sum(beyond)),
-        us_per_channel=1e6 * min(times[1:]) / len(family.h),
+        impossible=int(np.sum(says & beyond)),
+        misstated=int(np.sum(says & (wrong | ~true.feasible))),
+        us_per_channel=1e6 * seconds / len(family.h),
     )
 
 

@@ -80,8 +80,8 @@ def solve(
         system: the physics, any field with leading batch axes that broadcast against h's.
             By default the policy's, or ``table1(K)``.
         method: "policy", the decision of a policy, with optimal powers and times; "bcos" is an
-            older name of it. "mcos" or "mcos_partial", no more offloading than the deadline asks for;
-            "pcos", the optimum if tasks could be split; "optimal", the optimum with a proof:
+            older name of it. "mcos" or "mcos_partial", no more offloading than the deadline asks
+            for; "pcos", the optimum if tasks could be split; "optimal", the optimum with a proof:
             ``lower_bound`` comes within ``tolerance`` of the energy. Under ``jax.jit`` only
             the first stage runs, and ``lower_bound`` says what it proves. Or a scheme of your
             own, ``method(system, h) -> Solution`` of one channel: gains ``[K]`` and fields as
@@ -164,7 +164,7 @@ def _check_method(method: Any, policy: Any) -> Any:
     return method
 
 
-def devices_multiple(method: Method | Scheme, policy: Policy | GeneralPolicy | None) -> int:
+def devices_multiple(method: str | Scheme, policy: Policy | GeneralPolicy | None) -> int:
     """Return to what K is padded: a network and a function of the user see their own devices."""
     return 1 if callable(method) or isinstance(policy, Policy) else engine.DEVICE_MULTIPLE
 

@@ -211,7 +211,11 @@ def nat_rate(system: System, xp: ModuleType = jnp) -> jax.Array:
 
 
 def rate(
-    system: System, h: jax.Array, power: jax.Array, time: jax.Array | None = None
+    system: System,
+    h: jax.Array,
+    power: jax.Array,
+    time: jax.Array | None = None,
+    xp: ModuleType = jnp,
 ) -> jax.Array:
     """Uplink rate r = W log(1 + p h^2 / N0), (3); with FDMA that of the share t / T of the band.
 
@@ -222,46 +226,53 @@ def rate(
         h: amplitude gains ``[K]`` [-].
         power: transmit powers ``[K]`` [W].
         time: slot times ``[K]`` [s], which FDMA alone asks for.
+        xp: jax.numpy, or numpy.
 
     Returns:
         Rates ``[K]`` [bit/s].
     """
     if system.access == "tdma":
-        return nat_rate(system) * jnp.log1p(power * power_gain(system, h))
+        return nat_rate(system, xp) * xp.log1p(power * power_gain(system, h, xp))
     if time is None:
         raise ValueError("time must be given where system.access is 'fdma'; got None")
-    share = jnp.where(time > 0, time, 1.0) / system.slot
-    whole = nat_rate(system) * share * jnp.log1p(power / share * power_gain(system, h))
-    return jnp.where(time > 0, whole, 0.0)
+    share = xp.where(time > 0, time, 1.0) / system.slot
+    whole = nat_rate(system, xp) * share * xp.log1p(power / share * power_gain(system, h, xp))
+    return xp.where(time > 0, whole, 0.0)  # type: ignore[no-any-return]
 
 
-def allowed_time(system: System, time: jax.Array) -> jax.Array:
+def allowed_time(system: System, time: jax.Array, xp: ModuleType = jnp) -> jax.Array:
     """Time by which what is sent must be through, C5: t, or with FDMA all of the slot, [s]."""
-    return time if system.access == "tdma" else jnp.broadcast_to(system.slot, time.shape)
+    return time if system.access == "tdma" else xp.broadcast_to(system.slot, time.shape)
 
 
-def slot_left(system: System, offload: jax.Array, time: jax.Array) -> jax.Array:
+def slot_left(
+    system: System, offload: jax.Array, time: jax.Array, xp: ModuleType = jnp
+) -> jax.Array:
     """What times and fixed times leave of the slot, T - sum (t + a d), C1: ``[]`` [s]."""
-    return system.slot - jnp.sum(_slot_used(system, offload, time))
+    return system.slot - xp.sum(_slot_used(system, offload, time, xp), axis=0)  # type: ignore[no-any-return]
 
 
-def _slot_used(system: System, offload: jax.Array, time: jax.Array) -> jax.Array:
+def _slot_used(
+    system: System, offload: jax.Array, time: jax.Array, xp: ModuleType = jnp
+) -> jax.Array:
     if system.fixed_time is None:
         return time
-    return time + _if_sent(system, offload, system.fixed_time)
+    return time + _if_sent(system, offload, system.fixed_time, xp)
 
 
-def edge_left(system: System, offload: jax.Array) -> jax.Array:
+def edge_left(system: System, offload: jax.Array, xp: ModuleType = jnp) -> jax.Array:
     """Part of the edge's cycles that is left, 1 - sum a B C / F, C6: ``[]`` [-]."""
     if system.edge_cycles is None:
-        return jnp.ones(())
+        return xp.ones(())  # type: ignore[no-any-return]
     cycles = system.task_bits * system.cycles_per_bit / system.edge_cycles
-    return 1 - jnp.sum(_if_sent(system, offload, cycles))
+    return 1 - xp.sum(_if_sent(system, offload, cycles, xp), axis=0)  # type: ignore[no-any-return]
 
 
-def _if_sent(system: System, offload: jax.Array, whole: jax.Array) -> jax.Array:
+def _if_sent(
+    system: System, offload: jax.Array, whole: jax.Array, xp: ModuleType = jnp
+) -> jax.Array:
     """What the sent parts of tasks take of something that a whole task takes: ``[K]``."""
-    return jnp.where(system.active & (system.task_bits > 0), offload * whole, 0.0)
+    return xp.where(system.active & (system.task_bits > 0), offload * whole, 0.0)  # type: ignore[no-any-return]
 
 
 def local_time(system: System, xp: ModuleType = jnp) -> jax.Array:
@@ -302,6 +313,7 @@ def transmit_time(
     offload: jax.Array,
     power: jax.Array,
     time: jax.Array | None = None,
+    xp: ModuleType = jnp,
 ) -> jax.Array:
     """Realised offloading time t' = a B / r, (4); infinite where a task is sent at rate 0.
 
@@ -311,15 +323,16 @@ def transmit_time(
         offload: offloaded part of each task ``[K]`` [-].
         power: transmit powers ``[K]`` [W].
         time: as in ``rate``.
+        xp: jax.numpy, or numpy.
 
     Returns:
         Times ``[K]`` [s]; 0 for padding and for tasks that stay.
     """
-    bits = jnp.where(system.active, offload * system.task_bits, 0.0)
-    bits_per_second = rate(system, h, power, time)
+    bits = xp.where(system.active, offload * system.task_bits, 0.0)
+    bits_per_second = rate(system, h, power, time, xp)
     heard = bits_per_second > 0  # not bits > 0: time grows with a from a = 0 on
-    time = bits / jnp.where(heard, bits_per_second, 1.0)
-    return jnp.where(heard, time, jnp.where(bits > 0, jnp.inf, 0.0))
+    time = bits / xp.where(heard, bits_per_second, 1.0)
+    return xp.where(heard, time, xp.where(bits > 0, xp.inf, 0.0))  # type: ignore[no-any-return]
 
 
 def realised_energy(
@@ -342,6 +355,7 @@ def realised_energies(
     offload: jax.Array,
     power: jax.Array,
     time: jax.Array | None = None,
+    xp: ModuleType = jnp,
 ) -> jax.Array:
     """Weighted energy that each device really spends, beta [p t' + (1 - a) eps B C f^2].
 
@@ -355,16 +369,17 @@ def realised_energies(
         offload: offloaded part of each task ``[K]`` [-].
         power: transmit powers ``[K]`` [W].
         time: as in ``rate``.
+        xp: jax.numpy, or numpy.
 
     Returns:
         Energies ``[K]`` [J], 0 for padding.
     """
-    time = transmit_time(system, h, offload, power, time)
-    never = jnp.isinf(time)  # a task sent without power or gain; 0 * inf would be NaN
-    finite = jnp.where(never, 0.0, time)
-    sent = jnp.where(never, jnp.inf, system.weight * power * finite)
-    kept = jnp.where(system.active, (1 - offload) * local_energy(system), 0.0)
-    return _with_added_energies(system, sent + kept, offload, finite)
+    time = transmit_time(system, h, offload, power, time, xp)
+    never = xp.isinf(time)  # a task sent without power or gain; 0 * inf would be NaN
+    finite = xp.where(never, 0.0, time)
+    sent = xp.where(never, xp.inf, system.weight * power * finite)
+    kept = xp.where(system.active, (1 - offload) * local_energy(system), 0.0)
+    return _with_added_energies(system, sent + kept, offload, finite, xp)
 
 
 def realised_delays(
@@ -373,6 +388,7 @@ def realised_delays(
     offload: jax.Array,
     power: jax.Array,
     time: jax.Array | None = None,
+    xp: ModuleType = jnp,
 ) -> jax.Array:
     """Weighted delay of each device, gamma [t' + a d + (1 - a) C B / f], see ``delay_weight``.
 
@@ -382,13 +398,15 @@ def realised_delays(
         offload: offloaded part of each task ``[K]`` [-].
         power: transmit powers ``[K]`` [W].
         time: as in ``rate``.
+        xp: jax.numpy, or numpy.
 
     Returns:
         What the delays add to the objective ``[K]`` [J], 0 for padding; zeros without weights.
     """
     if system.delay_weight is None:
-        return jnp.zeros_like(h)
-    return _delay_costs(system, offload, transmit_time(system, h, offload, power, time))
+        return xp.zeros_like(h)  # type: ignore[no-any-return]
+    used = transmit_time(system, h, offload, power, time, xp)
+    return _delay_costs(system, offload, used, xp)
 
 
 def with_added_costs(
@@ -407,24 +425,30 @@ def with_added_costs(
 
 
 def _with_added_energies(
-    system: System, paid: jax.Array, offload: jax.Array, used: jax.Array
+    system: System,
+    paid: jax.Array,
+    offload: jax.Array,
+    used: jax.Array,
+    xp: ModuleType = jnp,
 ) -> jax.Array:
     if system.circuit_power is not None:
-        paid = paid + jnp.where(system.active, system.weight * system.circuit_power, 0.0) * used
+        paid = paid + xp.where(system.active, system.weight * system.circuit_power, 0.0) * used
     if system.fixed_energy is not None:
-        paid = paid + _if_sent(system, offload, system.weight * system.fixed_energy)
+        paid = paid + _if_sent(system, offload, system.weight * system.fixed_energy, xp)
     return paid
 
 
-def _delay_costs(system: System, offload: jax.Array, used: jax.Array) -> jax.Array:
+def _delay_costs(
+    system: System, offload: jax.Array, used: jax.Array, xp: ModuleType = jnp
+) -> jax.Array:
     """Weighted delays at realised times ``used``: ``[K]`` [J]."""
-    sent = _slot_used(system, offload, used)
+    sent = _slot_used(system, offload, used, xp)
     stays = system.active & (offload < 1)
-    kept = jnp.where(stays, (1 - offload) * jnp.where(stays, local_time(system), 0.0), 0.0)
-    weight = jnp.where(system.active, system.delay_weight, 0.0)
+    kept = xp.where(stays, (1 - offload) * xp.where(stays, local_time(system, xp), 0.0), 0.0)
+    weight = xp.where(system.active, system.delay_weight, 0.0)
     delay = sent + kept
-    late = jnp.isinf(delay)
-    return jnp.where(late, jnp.inf, weight * jnp.where(late, 0.0, delay))
+    late = xp.isinf(delay)
+    return xp.where(late, xp.inf, weight * xp.where(late, 0.0, delay))  # type: ignore[no-any-return]
 
 
 def last_arrival(system: System, offload: jax.Array, used: jax.Array) -> jax.Array:

@@ -86,7 +86,7 @@ def test_scores():
 
 def loudest(system, h):
     """Send from the device that is heard best, alone."""
-    return wpmec.allocate(h, h >= jnp.max(h), system)
+    return wpmec.allocate(h, system, h >= jnp.max(h))
 
 
 def boasts(system, h):
@@ -113,7 +113,7 @@ def test_script_scores_a_scheme_of_your_own(tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text(
         "import jax.numpy as jnp\nfrom meco_jax import wpmec\n\n\n"
-        "def loudest(system, h):\n    return wpmec.allocate(h, h >= jnp.max(h), system)\n"
+        "def loudest(system, h):\n    return wpmec.allocate(h, system, h >= jnp.max(h))\n"
     )
     flags = f"--scheme={mine}:loudest", "--family=wpmec-k10-v1", "--repeats=1"
     result = inside(*flags, f"--output_dir={tmp_path / 'out'}", script="benchmark")

@@ -10,7 +10,7 @@ import wpmec_reference as reference
 from scipy.optimize import minimize
 
 import meco_jax
-from meco_jax import wpmec
+from meco_jax import engine, wpmec
 from meco_jax.wpmec import enumeration, search
 from meco_jax.wpmec.devices import Devices, allocate_set, make_devices
 from meco_jax.wpmec.solver import _solve, host_batch
@@ -141,7 +141,7 @@ def test_larger_instances_are_certified(rng):
 
 def test_search_proves_what_a_stage_leaves_open(rng):
     h, system = family(rng, 6, 8, "wild")
-    rows = host_batch(h, system)
+    rows = host_batch(h, system, engine.DEVICE_MULTIPLE)
     for i in range(6):
         gains, one = rows.take(i)
         devices = search.host_devices(one, gains)
@@ -161,7 +161,7 @@ def test_search_proves_what_a_stage_leaves_open(rng):
 def test_allocate_is_the_best_of_a_mode(rng):
     h, system = family(rng, 16, 6, "wild")
     mode = rng.random((16, 6)) < 0.5
-    found = wpmec.allocate(h, mode, system)
+    found = wpmec.allocate(h, system, mode)
     check(found, h, system)
     np.testing.assert_array_equal(found.offload, mode)
     for i in range(16):
@@ -229,7 +229,7 @@ def test_no_channel_at_all_and_extremes():
     np.testing.assert_array_equal(found.rate[0], 0)
     np.testing.assert_array_equal(found.harvest[0], 1)
     np.testing.assert_allclose(found.upper_bound, found.rate, rtol=1e-4)
-    gradient = jax.grad(lambda h: wpmec.allocate(h, [0, 1]).rate)(jnp.array([0.0, 1e-6]))
+    gradient = jax.grad(lambda h: wpmec.allocate(h, None, [0, 1]).rate)(jnp.array([0.0, 1e-6]))
     assert np.isfinite(gradient).all()
 
 
@@ -283,7 +283,7 @@ def test_a_scheme_of_your_own(rng):
     h, system = family(rng, 5, 4, "weights")
 
     def strongest(system, h):
-        return wpmec.allocate(h, h >= jnp.max(h), system)
+        return wpmec.allocate(h, system, h >= jnp.max(h))
 
     found = wpmec.solve(h, system, strongest)
     np.testing.assert_array_equal(found.offload, h == h.max(axis=1, keepdims=True))
@@ -295,11 +295,11 @@ def test_a_scheme_of_your_own(rng):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: wpmec.solve([1e-6, -1e-6]), r"h must be finite and at least 0; got -1e-06"),
-        (lambda: wpmec.solve([1e-6, np.nan]), r"h must be finite and at least 0; got nan"),
-        (lambda: wpmec.solve(1e-6), r"h must have one gain per device.*shape \(\)"),
-        (lambda: wpmec.solve([1e-6, 1j]), r"h must be real numbers: pass abs"),
-        (lambda: wpmec.solve([1e-6], wpmec.reference(2)), r"one gain for each of 2 devices"),
+        (lambda: wpmec.solve([1e-6, -1e-6]), r"gain must be finite and at least 0; got -1e-06"),
+        (lambda: wpmec.solve([1e-6, np.nan]), r"gain must be finite and at least 0; got nan"),
+        (lambda: wpmec.solve(1e-6), r"gain must have one entry per device.*shape \(\)"),
+        (lambda: wpmec.solve([1e-6, 1j]), r"gain must be real numbers: pass abs"),
+        (lambda: wpmec.solve([1e-6], wpmec.reference(2)), r"one entry for each of 2 devices"),
         (lambda: wpmec.solve([1e-6], meco_jax.table1(1)), r"system must be a meco_jax.wpmec.WPMEC"),
         (lambda: wpmec.solve([1e-6], wpmec.WPMEC([0.0])), r"system.weight must be .* above 0"),
         (lambda: wpmec.solve([1e-6], wpmec.WPMEC(1.0)), r"system.weight must have one entry"),
@@ -312,8 +312,11 @@ def test_a_scheme_of_your_own(rng):
         (lambda: wpmec.solve([1e-6], method=3), r"method must be one of local.*; got 3"),
         (lambda: wpmec.solve([1e-6], tolerance=0), r"tolerance must be finite and above 0"),
         (lambda: wpmec.solve([1e-6], max_nodes=-1), r"max_nodes must be at least 0; got -1"),
-        (lambda: wpmec.allocate([1e-6], [0.5]), r"offload must be 0 or 1; got 0.5"),
-        (lambda: wpmec.allocate([1e-6], [1, 0]), r"offload must have one decision for each of 1"),
+        (lambda: wpmec.allocate([1e-6], None, [0.5]), r"offload must be 0 or 1; got 0.5"),
+        (
+            lambda: wpmec.allocate([1e-6], None, [1, 0]),
+            r"offload must have one decision for each of 1",
+        ),
         (lambda: wpmec.reference(0), r"num_devices must be at least 1; got 0"),
         (lambda: wpmec.sample_channels(0, 3, 2, nearest=-1), r"nearest must be .* above 0"),
         (

@@ -1,6 +1,7 @@
 """Wireless powered offloading: the weighted sum rate of all devices, maximised with proofs.
 
-``solve(h)`` decides who sends and who computes, how long all harvest and how long each sends.
+``solve(gain)`` decides who sends and who computes, how long all harvest and how long each sends.
+Gains are power gains, the squares of the amplitude gains that ``meco_jax.solve`` takes.
 See ``meco_jax.wpmec.system`` for the symbols and THEORY.md, section 11, for the mathematics.
 """
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,7 @@ from meco_jax.wpmec.system import (
 )
 
 INPUT_ROUNDING = 4  # roundings of the rate that those of float32 gains and systems may make
+P = ParamSpec("P")
 Method = Literal["local", "offload", "optimal", "prefix"]
 Scheme = Callable[[WPMEC, jax.Array], Solution]  # of one channel
 METHODS: dict[str, Scheme] = {
@@ -46,9 +49,24 @@ METHODS: dict[str, Scheme] = {
 }
 
 
+def _names_gain(function: Callable[P, Solution]) -> Callable[P, Solution]:
+    """Take the gains by their older name ``h`` too, with a DeprecationWarning."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Solution:
+        if "h" in named:
+            message = f"wpmec.{function.__name__} calls its power gains gain; the name h will go"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            arguments = named.pop("h"), *arguments
+        return function(*arguments, **named)  # type: ignore[arg-type]
+
+    return call
+
+
+@_names_gain
 @moves_data
 def solve(
-    h: ArrayLike,
+    gain: ArrayLike,
     system: WPMEC | None = None,
     method: Method | Scheme = "optimal",
     tolerance: float = 1e-6,
@@ -60,17 +78,20 @@ def solve(
     ``jax.jit`` and under ``jax.vmap``. The numbers of a ``Solution`` can be differentiated: as
     those of the mode that is found. ``upper_bound`` has the derivative of the bound that holds.
 
+    Gains are power gains here, as in the publications of this problem; ``meco_jax.solve`` takes
+    amplitude gains h, whose squares they are.
+
     Args:
-        h: power gains ``[..., K]`` [-].
-        system: the physics, any field with leading batch axes that broadcast against h's. By
-            default ``reference(K)``.
+        gain: power gains ``[..., K]`` [-].
+        system: the physics, any field with leading batch axes that broadcast against the gains'.
+            By default ``reference(K)``.
         method: "optimal", the optimum with a proof: ``upper_bound`` comes within ``tolerance`` of
             the rate. Under ``jax.jit`` one stage runs, and ``upper_bound`` says what it proves.
             "prefix", the devices of largest gain send, as many as is best; "local", nobody
-            sends; "offload", all do. Or a scheme of your own, ``method(system, h) -> Solution``
-            of one channel: gains ``[K]``, per-device fields ``[K]``, padding devices with
-            ``system.active`` False and gains 0 among them. It is compiled once per size and
-            function, which must be hashable. What it returns is believed.
+            sends; "offload", all do. Or a scheme of your own, ``method(system, gain) -> Solution``
+            of one channel: gains ``[K]`` and per-device fields ``[K]`` of your devices alone. The
+            function is compiled once per K, so it must be hashable. ``solve`` does not check
+            its answer.
         tolerance: relative gap up to which "optimal" goes on looking [-].
         max_nodes: work of the search in float64 that "optimal" ends with, a channel: nodes that
             it may bound, at least 0. ``upper_bound`` says what is proven by then.
@@ -86,36 +107,38 @@ def solve(
     engine.check_method(method, METHODS)
     max_nodes = integer("max_nodes", max_nodes, low=0)
     require("tolerance", one_number("tolerance", tolerance), 0.0, included=False)
-    h, system = check_call(h, system)
+    h, system = check_call(gain, system)
     if is_traced(h, system) or inside_trace():
         solve_all: Any = _solve
         if callable(method) and inside_trace():
             solve_all = solve_all.__wrapped__  # it may close over what is being recorded
-        return solve_all(h, system, method, enumeration.ONLY_STAGE)[0]
-    batch = batch_shape(system, h=h)
+        return solve_all(h, system, method, enumeration.ONLY_STAGE)[0]  # type: ignore[no-any-return]
+    batch = batch_shape(system, gain=h)
     if 0 in batch:
         return _solve(h, system, method, enumeration.ONLY_STAGE)[0]
     program = _program(method)
+    multiple = 1 if callable(method) else engine.DEVICE_MULTIPLE
     if not batch:
         padded = partial(_padded_on_host, system)
-        found = engine.run_one(program, h, padded, engine.DEVICE_MULTIPLE)
+        found = engine.run_one(program, h, padded, multiple)
         if method != "optimal" or not _is_open(found, tolerance):
             return found
-    rows = host_batch(h, system)
+    rows = host_batch(h, system, multiple)
     best = rows.run(program, np.arange(rows.number), engine.BATCH_SIZES)
     if method == "optimal":
         _escalate(rows, best, tolerance, max_nodes)
     return rows.unpack(best)
 
 
+@_names_gain
 @moves_data
-def allocate(h: ArrayLike, offload: ArrayLike, system: WPMEC | None = None) -> Solution:
+def allocate(gain: ArrayLike, system: Any, offload: Any = None) -> Solution:
     """Give fixed modes their optimal times.
 
     Args:
-        h: power gains ``[..., K]`` [-].
+        gain: power gains ``[..., K]`` [-].
+        system: the physics, a ``WPMEC``; None means ``reference(K)``.
         offload: who sends ``[..., K]``, 0 or 1 [-]; padding is ignored.
-        system: the physics, as ``solve``.
 
     Returns:
         A ``Solution`` of the broadcast batch shape, see ``solve``; ``upper_bound`` is that of all
@@ -124,10 +147,17 @@ def allocate(h: ArrayLike, offload: ArrayLike, system: WPMEC | None = None) -> S
     Raises:
         ValueError: as ``solve``, and if ``offload`` is not 0 or 1 everywhere.
     """
-    h, system = check_call(h, system)
+    if system is not None and not isinstance(system, WPMEC):
+        rule = (
+            "wpmec.allocate takes the system before the decision, allocate(gain, system, offload)"
+        )
+        message = f"{rule}; the other order will go"
+        warnings.warn(message, DeprecationWarning, stacklevel=4)
+        system, offload = offload, system
+    h, system = check_call(gain, system)
     mode = per_device("offload", offload, system.num_devices, "decision")
     zero_or_one("offload", mode)
-    batch_shape(system, h=h, offload=mode)
+    batch_shape(system, gain=h, offload=mode)
     return _allocate(h, system, mode)
 
 
@@ -220,10 +250,10 @@ def _invalidate(found: Solution, valid: jax.Array) -> Solution:
     )
 
 
-def host_batch(h: Any, system: WPMEC) -> HostBatch[WPMEC]:
+def host_batch(h: Any, system: WPMEC, multiple: int) -> HostBatch[WPMEC]:
     """Lay channels and their systems out on the host, to be taken in blocks."""
-    fields, batch = _fields(system, h.shape[-1], np), batch_shape(system, h=h)
-    return HostBatch(h, fields, batch, engine.DEVICE_MULTIPLE, WPMEC)
+    fields, batch = _fields(system, h.shape[-1], np), batch_shape(system, gain=h)
+    return HostBatch(h, fields, batch, multiple, WPMEC)
 
 
 @once_per_system

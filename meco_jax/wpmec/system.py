@@ -15,7 +15,7 @@ P                     ``power``               transmit power of the access point
 B                     ``bandwidth``           bandwidth [Hz]
 N0                    ``noise_power``         noise power at the access point [W]
 v_u                   ``overhead``            bits sent per bit of a task [-]
-h_k                   ``h``                   power gain, the same in both directions [-]
+h_k                   ``gain``                power gain, the same in both directions [-]
 a                     ``harvest``             harvesting time [s] of a frame of 1 s
 tau_k                 ``time``                sending time [s] of a frame of 1 s
 ====================  ======================  ==============================================
@@ -63,7 +63,7 @@ RANGES = {  # name: (lower end, whether it is allowed); all must be finite
 PER_DEVICE = "weight", "chip", "cycles_per_bit", "harvest_efficiency", "active"
 RANKS = {name: int(name in PER_DEVICE) for name in (*RANGES, "active")}
 GAIN_RANGE = 0.0, True
-GAIN_HINT = "; gains in dB become power gains by meco_jax.from_db(h)"
+GAIN_HINT = "; gains in dB become power gains by meco_jax.from_db(gain)"
 
 
 @short_repr
@@ -176,25 +176,32 @@ def sample_channels(
     return exponential(uniform) * jnp.asarray(mean[None], uniform.dtype)
 
 
-def check_call(h: ArrayLike, system: WPMEC | None) -> tuple[Any, WPMEC]:
+def check_call(gain: ArrayLike, system: WPMEC | None) -> tuple[Any, WPMEC]:
     """Return gains and system, by default ``reference(K)``, as floats whose axes fit.
 
     Raises:
         ValueError: if a value or a shape is wrong.
     """
-    gains = real("h", h, ": pass abs(h) ** 2")
+    if isinstance(gain, WPMEC):
+        raise ValueError(
+            "gain must be power gains [..., K], and the system comes second, "
+            "solve(gain, system); got a WPMEC first"
+        )
+    gains = real("gain", gain, ": pass abs(h) ** 2")
     if system is None:
         if not gains.shape or not gains.shape[-1]:
-            raise ValueError(f"h must have one gain per device, [..., K]; got shape {gains.shape}")
+            raise ValueError(
+                f"gain must have one entry per device, [..., K]; got shape {gains.shape}"
+            )
         system = _reference(gains.shape[-1], jax.config.jax_enable_x64)  # type: ignore[attr-defined]
     system = check_system(system)
     number = system.num_devices
     if not gains.shape or gains.shape[-1] != number:
         raise ValueError(
-            f"h must have one gain for each of {number} devices; got shape {gains.shape}"
+            f"gain must have one entry for each of {number} devices; got shape {gains.shape}"
         )
-    require("h", gains, *GAIN_RANGE, hint=GAIN_HINT)
-    batch_shape(system, h=gains)
+    require("gain", gains, *GAIN_RANGE, hint=GAIN_HINT)
+    batch_shape(system, gain=gains)
     return as_floats(gains), system
 
 
