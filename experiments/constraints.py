@@ -66,11 +66,11 @@ def judge(results: trainings.Results) -> list[dict[str, Any]]:
     for network, optimum in OPTIMA.items():
         rows = (row for row in results.rows if row["scheme"] == network)
         for lane, (point, row) in enumerate(zip(results.lanes.points, rows)):
-            best = np.asarray(results.outcomes["optimal"].energy[lane], float)
+            best = np.asarray(results.outcomes["optimal"].cost[lane], float)
             feasible = np.isfinite(best)
-            best = np.asarray(results.outcomes[optimum].energy[lane], float)[feasible]
+            best = np.asarray(results.outcomes[optimum].cost[lane], float)[feasible]
             found = results.outcomes[network]
-            gap = np.asarray(found.energy[lane], float)[feasible] / best - 1
+            gap = np.asarray(found.cost[lane], float)[feasible] / best - 1
             kept = np.asarray(found.feasible[lane])[feasible]
             table.append(
                 point

@@ -38,7 +38,7 @@ def write(folder: Path, results: trainings.Results) -> None:
 
 def quantiles(results: trainings.Results) -> list[dict[str, Any]]:
     """Quantiles of sum t' over the feasible channels: a row per scheme and probability."""
-    feasible = np.isfinite(results.outcomes["optimal"].energy)
+    feasible = np.isfinite(results.outcomes["optimal"].cost)
     rows = []
     for scheme, outcome in results.outcomes.items():
         lanes = [np.quantile(times[ok], PROBABILITIES)

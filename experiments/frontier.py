@@ -37,12 +37,12 @@ from meco_jax import (
     train,
 )
 from meco_jax import system as sy
-from meco_jax.batching import map_channels
+from meco_jax.batching import map_checked
 from meco_jax.exact import sets
 from meco_jax.exact.allocation import allocate, finish, prepare
 from meco_jax.exact.enumeration import STAGES, Stage, optimal
 from meco_jax.exact.pricing import set_energy
-from meco_jax.exact.schemes import repair
+from meco_jax.exact.schemes import improve
 from meco_jax.exact.search import search
 from meco_jax.exact.uplink import Uplink, priced_cost
 from meco_jax.runtime.policies import shipped
@@ -166,10 +166,15 @@ def fast_methods(system: System, policy: Policy | None) -> list[Method]:
     checked = sy.check_system(system)
 
     def scheme(function: Callable[..., Solution]) -> Callable[[jax.Array], Solution]:
-        return partial(jax.jit(partial(map_channels, function)), checked)
+        return partial(jax.jit(partial(map_checked, function, "function")), checked)
 
     def stage(num_enumerated: int, num_exact: int) -> Callable[[jax.Array], Solution]:
         return scheme(partial(optimal, stage=Stage(num_enumerated, num_exact)))
+
+    @jax.jit
+    def improved(h: jax.Array) -> Solution:
+        decision = policy.outputs(h).offload  # type: ignore[union-attr]  # None for the names alone
+        return map_checked(improve, "function", checked, h, decision)
 
     orders = {"best channel": best_channel, "most local energy": local, "largest saving": saving}
     return [
@@ -177,9 +182,10 @@ def fast_methods(system: System, policy: Policy | None) -> list[Method]:
         Method("relaxed, rounded", "greedy", scheme(rounded)),
         *(Method(f"{name} first", "greedy", scheme(partial(prefixes, order=order)))
           for name, order in orders.items()),
-        Method("repair of nothing", "greedy", scheme(lambda s, h: repair(s, h, 0 * h))),
+        Method("improved from all-local", "greedy", scheme(lambda s, h: improve(s, h, 0 * h))),
         Method("BCOS, raw", "network", partial(jax.jit(Policy.__call__), policy)),
-        Method("BCOS, made feasible", "network", partial(by, policy=policy)),
+        Method("BCOS, projected", "network", partial(by, policy=policy)),
+        Method("BCOS, improved", "network", improved),
         *(Method(f"solve, effort {n}", "network", partial(by, effort=n)) for n in EFFORTS),
         *(Method(f"one stage, n = {n}", "optimum", stage(n, num_exact))
           for n, num_exact in (Stage(2, 2), Stage(4, 4), *STAGES)),
@@ -237,7 +243,7 @@ def slow_methods(
     system: System, h: np.ndarray
 ) -> Iterator[tuple[Method, list[float], list[np.ndarray]]]:
     """Solve channel by channel on the host: method, seconds per channel, decisions."""
-    judge = jax.jit(partial(map_channels, allocate))
+    judge = jax.jit(partial(map_checked, allocate, "function"))
     for name, family, one, number in solvers(system, h):
         if name not in (FLAGS.method or SLOW):
             continue
@@ -272,8 +278,8 @@ def solvers(system: System, h: np.ndarray) -> Iterator[tuple[str, str, Solver, i
 
 
 def on_host(system: System, h: np.ndarray) -> Solver:
-    """Search exactly in float64, from the repair of nothing."""
-    start = jax.jit(partial(map_channels, lambda s, h: repair(s, h, 0 * h)))
+    """Search exactly in float64, from what all-local is improved to."""
+    start = jax.jit(partial(map_checked, lambda s, h: improve(s, h, 0 * h), "function"))
     checked = sy.check_system(system)
 
     def one(index: int) -> tuple[None, np.ndarray]:

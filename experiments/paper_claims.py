@@ -44,7 +44,7 @@ def read(folder: Path, figure: int) -> list[dict[str, Any]]:
     """Read the table of a figure, or stop with a line if it cannot bear its sentences."""
     path, axis = folder / f"figure{figure}.csv", "num_devices" if figure == 4 else "slot"
     place = axis, "seed", "scheme"
-    columns = "energy_mean_j", "feasible_fraction", "deadline_met_fraction", "offload_fraction"
+    columns = "cost_mean_j", "feasible_fraction", "deadline_met_fraction", "offload_fraction"
     schemes = ["mcos", *itertools.chain(*SIDES.values())]
     rows = csv_tables.read_csv(path, (*place, *columns), place, whole=True, scheme=schemes)
     points = sorted({row[axis] for row in rows})
@@ -61,7 +61,7 @@ def means(table: list[dict[str, float]], axis: str, column: str) -> dict[str, np
 
 def figure4(table: list[dict[str, float]]) -> Iterator[Claim]:
     """Energy against K at T = 0.5 s."""
-    energy = means(table, "num_devices", "energy_mean_j")
+    energy = means(table, "num_devices", "cost_mean_j")
     devices = np.array(sorted({row["num_devices"] for row in table}))
     mcos = energy["mcos"]
     for side, (bcos, pcos) in SIDES.items():
@@ -82,7 +82,7 @@ def figure4(table: list[dict[str, float]]) -> Iterator[Claim]:
 
 def figure5(table: list[dict[str, float]]) -> Iterator[Claim]:
     """Energy against T at K = 14."""
-    energy = means(table, "slot", "energy_mean_j")
+    energy = means(table, "slot", "cost_mean_j")
     slots = np.array(sorted({row["slot"] for row in table}))
     for side, (bcos, pcos) in SIDES.items():
         both = energy[bcos], energy[pcos]

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
 
 def draw(folder: Path) -> None:
     """Draw the plane from results.csv, means over the seeds."""
-    columns = "energy_mean_j", "gap_to_optimum_mean", "infeasible_fraction"
+    columns = "cost_mean_j", "gap_to_optimum_mean", "infeasible_fraction"
     rows = trainings.read_results(folder, *columns, scheme=("bcos", "mcos"))
     figures.save_figure(plots.plane_figure(rows), folder / "plane")
 

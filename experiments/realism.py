@@ -302,7 +302,7 @@ def pay(system: System, simple: System, h: np.ndarray, optimum: Solution) -> dic
     system, _ = padded(system, h)
     plan = on_host(solve(gains, simple, "optimal", tolerance=FLAGS.tolerance))
     decided = plan.feasible & optimum.feasible  # where P1 has no answer, the real system has none
-    paid = on_host(allocate(system.replace(edge_cycles=None), gains, plan.offload))
+    paid = on_host(allocate(gains, system.replace(edge_cycles=None), plan.offload))
     cycles = np.asarray(system.task_bits, np.float64) * np.asarray(system.cycles_per_bit)
     limit = np.inf if system.edge_cycles is None else float(system.edge_cycles)
     beyond = plan.offload @ cycles > limit * (1 + PLAN_TOLERANCE)

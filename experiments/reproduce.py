@@ -200,11 +200,11 @@ def place(row: Row) -> str:
 
 
 def errors(both: Both, scheme: str, most: float = 4) -> Iterator[Pair]:
-    """Mean energies apart in standard errors of both, from energy_ci95_j."""
+    """Mean energies apart in standard errors of both, from cost_ci95_j."""
     for old, new in both:
         if old["scheme"] == scheme:
-            a, b = old["energy_mean_j"], new["energy_mean_j"]
-            error = np.hypot(old["energy_ci95_j"], new["energy_ci95_j"]) / 1.96 + 1e-6 * a
+            a, b = old["cost_mean_j"], new["cost_mean_j"]
+            error = np.hypot(old["cost_ci95_j"], new["cost_ci95_j"]) / 1.96 + 1e-6 * a
             yield Pair(place(new), a, b, abs(a - b) / error / most)
 
 
@@ -244,7 +244,7 @@ def near(both: Both, column: str, most: float, least: float = 0, **only: str) ->
 
 def order(both: Both, low: str, high: str) -> Iterator[Pair]:
     """Fresh energies over those of a scheme that no place may pass: ratios of at least 1."""
-    cells = [{(r["num_devices"], r["slot"], r["seed"], r["scheme"]): r["energy_mean_j"]
+    cells = [{(r["num_devices"], r["slot"], r["seed"], r["scheme"]): r["cost_mean_j"]
               for r in rows} for rows in zip(*both)]  # fmt: skip
     for *where, scheme in cells[1]:
         if scheme == low:
@@ -275,7 +275,7 @@ def energies(channels: tuple[int, int]) -> list[tuple[str, Check, str]]:
     exactly = [(f"mean energy of {name} [J]", partial(errors, scheme=name), SIGMA)
                for name in ("optimal", "lower_bound", "pcos", "mcos")]  # fmt: skip
     share = partial(shares, column="infeasible_fraction", channels=channels)
-    trained = [(f"mean energy of {name} [J]", partial(factor, column="energy_mean_j", most=most,
+    trained = [(f"mean energy of {name} [J]", partial(factor, column="cost_mean_j", most=most,
                                                       scheme=name), f"a factor of {most}")
                for name, most in (("bcos", 1.2), ("bcos_raw", 2), ("pcos_learned", 2))]  # fmt: skip
     ordered = [(f"energy of {high} over {low}", partial(order, low=low, high=high), "at least 1")

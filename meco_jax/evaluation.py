@@ -24,7 +24,8 @@ from meco_jax.solver import Scheme, solve
 from meco_jax.system import System
 
 NAMES = (
-    "mcos", "mcos_partial", "pcos", "pcos_learned", "bcos_raw", "bcos", "optimal", "lower_bound",
+    "mcos", "mcos_partial", "pcos", "pcos_learned", "bcos_raw", "bcos", "bcos_improved", "optimal",
+    "lower_bound",
 )  # fmt: skip
 
 
@@ -32,7 +33,7 @@ NAMES = (
 class Outcome(NamedTuple):
     """What one scheme does on the test channels of every lane, ``[L, N]`` each."""
 
-    energy: jax.Array  # realised weighted energy, and delay, infinite where infeasible [J]
+    cost: jax.Array  # realised weighted energy, and delay, infinite where infeasible [J]
     lower_bound: jax.Array  # the Lagrangian one of P1, the same for all schemes [J]
     feasible: jax.Array  # bool: C1-C6 hold
     sending_time: jax.Array  # when all is sent: sum of the realised offloading times t' [s]
@@ -58,8 +59,9 @@ def evaluate_grid(
 
     Returns:
         Outcomes of "mcos", "mcos_partial", "pcos" (optimal), "pcos_learned", "bcos_raw" (the
-        network's own output), "bcos" (its decision made feasible) and "optimal", certified, and
-        of your own.
+        network's own output), "bcos" (its decision, changed as little as makes it feasible, see
+        ``repair``), "bcos_improved" (what ``improve`` finds from there, which says little of the
+        network), "optimal", certified, and of your own.
 
     Raises:
         ValueError: if one of your own has the name of another, or as ``solve``.
@@ -75,11 +77,32 @@ def evaluate_grid(
     h, outcomes = groups.join(groups.run(evaluate, groups.split((policies, lanes.seeds))))
     each = jax.tree.map(lambda leaf: leaf[:, None], lanes.systems)
     optimum = solve(h, each, method="optimal")
-    found = {"optimal": optimum} | {name: solve(h, each, method=own[name]) for name in own}
+    found = {"optimal": optimum} | {name: _own(h, each, own[name]) for name in own}
     for name, solution in found.items():
         judged = _judge(lanes.systems, h, solution, outcomes["bcos"].lower_bound)
         outcomes[name] = jax.tree.map(np.asarray, judged)
     return outcomes
+
+
+def _own(h: jax.Array, systems: System, scheme: Scheme) -> Solution:
+    """Solve lanes ``[L, N, K]`` by a scheme that sees the devices of each lane alone."""
+    active = np.asarray(systems.active)[:, 0]  # the first devices of each lane
+    sizes, number = active.sum(axis=-1), h.shape[-1]
+    lanes, parts = [], []
+    for size in np.unique(sizes):
+        mine = np.flatnonzero(sizes == size)
+        fields = {name: getattr(systems, name)[mine] for name in sy.leaves(systems)}
+        fields |= {name: fields[name][..., :size] for name in sy.per_device(systems)}
+        found = solve(h[mine][..., :size], systems.replace(**fields), method=scheme)
+        missing = number - size
+
+        def pad(x: jax.Array, missing: int = missing) -> np.ndarray:
+            return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing * (x.ndim > 2))])
+
+        lanes.append(mine)
+        parts.append(jax.tree.map(pad, found))
+    order = np.argsort(np.concatenate(lanes))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)  # type: ignore[no-any-return]
 
 
 @partial(jax.jit, static_argnames=("num_channels", "size"))
@@ -96,6 +119,7 @@ def _evaluate(arrays: Any, num_channels: int, size: int) -> tuple[jax.Array, dic
             "pcos_learned": policies["pcos"](h),
             "bcos_raw": raw,
             "bcos": jax.vmap(partial(ours.repair, system))(h, raw.offload),
+            "bcos_improved": jax.vmap(partial(ours.improve, system))(h, raw.offload),
         }
         judge = jax.vmap(partial(_outcome, system))
         return h, {name: judge(h, found, raw.lower_bound) for name, found in solutions.items()}
@@ -106,7 +130,7 @@ def _evaluate(arrays: Any, num_channels: int, size: int) -> tuple[jax.Array, dic
 def _outcome(system: System, h: jax.Array, solution: Solution, bound: jax.Array) -> Outcome:
     used = sy.transmit_time(system, h, solution.offload, solution.power, solution.time)
     return Outcome(
-        energy=solution.cost,
+        cost=solution.cost,
         lower_bound=bound,
         feasible=solution.feasible,
         sending_time=sy.last_arrival(system, solution.offload, used),
@@ -127,11 +151,11 @@ def summarise(outcomes: dict[str, Outcome], lanes: Lanes) -> list[dict[str, Any]
         lanes: the lanes evaluated; their axes go into the rows.
 
     Returns:
-        Rows with the lane's axes, scheme, energy_mean_j, energy_ci95_j (half width over
+        Rows with the lane's axes, scheme, cost_mean_j, cost_ci95_j (half width over
         channels), feasible_fraction (C1-C5 hold), deadline_met_fraction (sum t' <= T alone),
         offload_fraction, gap_to_bound_mean and gap_to_optimum_mean (means over the channels of
-        energy / bound - 1 and of energy / optimum - 1) and infeasible_fraction, the share of all
-        channels that is left out. Energies and gaps are those of all answers, also of those
+        cost / bound - 1 and of cost / optimum - 1) and infeasible_fraction, the share of all
+        channels that is left out. Costs and gaps are those of all answers, also of those
         that break C1-C5. Where all channels are left out, the others are NaN.
     """
     bounds = np.asarray(outcomes["optimal"].lower_bound, np.float64)
@@ -139,31 +163,31 @@ def summarise(outcomes: dict[str, Outcome], lanes: Lanes) -> list[dict[str, Any]
     for lane, (point, slot) in enumerate(zip(lanes.points, np.asarray(lanes.systems.slot))):
         keep = np.isfinite(bounds[lane])
         bound = bounds[lane][keep]
-        optimum = np.asarray(outcomes["optimal"].energy[lane], np.float64)[keep]
+        optimum = np.asarray(outcomes["optimal"].cost[lane], np.float64)[keep]
         rest = {"infeasible_fraction": 1 - _mean(keep)}
         for scheme, outcome in outcomes.items():
-            energy, _, feasible, sending_time, offloaded = (
+            cost, _, feasible, sending_time, offloaded = (
                 np.asarray(leaf[lane], np.float64)[keep] for leaf in outcome
             )
             on_time = sending_time <= float(slot) * (1 + FIT_TOLERANCE)
-            means = _means(scheme, energy, (feasible, on_time, offloaded), bound, optimum)
+            means = _means(scheme, cost, (feasible, on_time, offloaded), bound, optimum)
             rows.append(point | means | rest)
         rows.append(point | _means("lower_bound", bound, ((), (), ()), bound, optimum) | rest)
     return rows
 
 
 def _means(
-    scheme: str, energy: np.ndarray, fractions: tuple[Any, ...], bound: Any, optimum: Any
+    scheme: str, cost: np.ndarray, fractions: tuple[Any, ...], bound: Any, optimum: Any
 ) -> dict[str, Any]:
     """Average one lane and scheme over its feasible channels ``[N]``."""
     names = ("feasible_fraction", "deadline_met_fraction", "offload_fraction")
     return {
         "scheme": scheme,
-        "energy_mean_j": _mean(energy),
-        "energy_ci95_j": 1.96 * _spread(energy) / max(len(energy), 1) ** 0.5,
+        "cost_mean_j": _mean(cost),
+        "cost_ci95_j": 1.96 * _spread(cost) / max(len(cost), 1) ** 0.5,
         **dict(zip(names, map(_mean, fractions))),
-        "gap_to_bound_mean": _mean(energy / bound - 1),
-        "gap_to_optimum_mean": _mean(energy / optimum - 1),
+        "gap_to_bound_mean": _mean(cost / bound - 1),
+        "gap_to_optimum_mean": _mean(cost / optimum - 1),
     }
 
 

@@ -26,7 +26,8 @@ SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {  # name: (label, style)
     "mcos": ("MCOS", {"color": "#555555", "marker": "s", "linestyle": "-"}),
     "mcos_partial": ("MCOS, parts", {"color": "#555555", "marker": "+", "linestyle": "--"}),
     "bcos_raw": ("BCOS, raw network", {"color": "#D55E00", "marker": "v", "linestyle": ":"}),
-    "bcos": ("BCOS, made feasible", {"color": "#D55E00", "marker": "o", "linestyle": "-"}),
+    "bcos": ("BCOS, projected", {"color": "#D55E00", "marker": "o", "linestyle": "-"}),
+    "bcos_improved": ("BCOS, improved", {"color": "#E69F00", "marker": "d", "linestyle": "--"}),
     "pcos_learned": ("PCOS, learned", {"color": "#0072B2", "marker": "^", "linestyle": "--"}),
     "pcos": ("PCOS, optimal", {"color": "#0072B2", "marker": "x", "linestyle": "-"}),
     "optimal": ("optimum of P1, certified", {"color": "#009E73", "marker": "D", "linestyle": "--"}),
@@ -38,7 +39,7 @@ for _name in RAW:
 AXES = {"num_devices": "number of devices K [-]", "slot": "slot length T [s]"}
 OTHERS: tuple[dict[str, Any], ...] = (  # of what has no style of its own
     {"color": "#CC79A7", "marker": "P", "linestyle": "-"},
-    {"color": "#E69F00", "marker": "*", "linestyle": "--"},
+    {"color": "#F0E442", "marker": "*", "linestyle": "--"},
     {"color": "#56B4E9", "marker": "<", "linestyle": "-."},
     {"color": "#8B5A2B", "marker": ">", "linestyle": ":"},
 )
@@ -68,7 +69,7 @@ def energy_figure(rows: Rows, axis: str) -> Figure:
     """
     energy, gaps, kept, on_time = (
         by_scheme(rows, axis, column) for column in
-        ("energy_mean_j", "gap_to_optimum_mean", "feasible_fraction", "deadline_met_fraction")
+        ("cost_mean_j", "gap_to_optimum_mean", "feasible_fraction", "deadline_met_fraction")
     )  # fmt: skip
     x = sorted({row[axis] for row in rows})
     schemes = scheme_styles(energy)

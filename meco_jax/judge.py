@@ -41,7 +41,7 @@ def judge(h: np.ndarray, system: System, answer: Solution) -> Verdict:
     sent, power, time = map(_devices_first, (answer.offload, answer.power, answer.time))
     with np.errstate(all="ignore"):  # an answer may hold anything
         numbers = all_finite(sent, power, time)
-        used = sy.transmit_time(system, gains, sent, power, time, np)
+        used = sy.transmit_time(system, gains, sent, power, time, xp=np)
         kept = (1 - sent) * sy.local_time(system, np)
         each = (
             (sent == 0) | ((sent == 1) & system.active),  # C4
@@ -52,8 +52,8 @@ def judge(h: np.ndarray, system: System, answer: Solution) -> Verdict:
         feasible = numbers & np.all(each, axis=(0, 1))
         feasible &= sy.slot_left(system, sent, time, np) >= -ROUNDING * system.slot  # C1
         feasible &= sy.edge_left(system, sent, np) >= -ROUNDING  # C6
-        cost = sy.realised_energies(system, gains, sent, power, time, np)
-        cost = cost + sy.realised_delays(system, gains, sent, power, time, np)
+        cost = sy.realised_energies(system, gains, sent, power, time, xp=np)
+        cost = cost + sy.realised_delays(system, gains, sent, power, time, xp=np)
         return Verdict(np.sum(cost, axis=0), feasible)
 
 

@@ -215,6 +215,7 @@ def rate(
     h: jax.Array,
     power: jax.Array,
     time: jax.Array | None = None,
+    *,
     xp: ModuleType = jnp,
 ) -> jax.Array:
     """Uplink rate r = W log(1 + p h^2 / N0), (3); with FDMA that of the share t / T of the band.
@@ -313,6 +314,7 @@ def transmit_time(
     offload: jax.Array,
     power: jax.Array,
     time: jax.Array | None = None,
+    *,
     xp: ModuleType = jnp,
 ) -> jax.Array:
     """Realised offloading time t' = a B / r, (4); infinite where a task is sent at rate 0.
@@ -329,7 +331,7 @@ def transmit_time(
         Times ``[K]`` [s]; 0 for padding and for tasks that stay.
     """
     bits = xp.where(system.active, offload * system.task_bits, 0.0)
-    bits_per_second = rate(system, h, power, time, xp)
+    bits_per_second = rate(system, h, power, time, xp=xp)
     heard = bits_per_second > 0  # not bits > 0: time grows with a from a = 0 on
     time = bits / xp.where(heard, bits_per_second, 1.0)
     return xp.where(heard, time, xp.where(bits > 0, xp.inf, 0.0))  # type: ignore[no-any-return]
@@ -355,6 +357,7 @@ def realised_energies(
     offload: jax.Array,
     power: jax.Array,
     time: jax.Array | None = None,
+    *,
     xp: ModuleType = jnp,
 ) -> jax.Array:
     """Weighted energy that each device really spends, beta [p t' + (1 - a) eps B C f^2].
@@ -374,7 +377,7 @@ def realised_energies(
     Returns:
         Energies ``[K]`` [J], 0 for padding.
     """
-    time = transmit_time(system, h, offload, power, time, xp)
+    time = transmit_time(system, h, offload, power, time, xp=xp)
     never = xp.isinf(time)  # a task sent without power or gain; 0 * inf would be NaN
     finite = xp.where(never, 0.0, time)
     sent = xp.where(never, xp.inf, system.weight * power * finite)
@@ -388,6 +391,7 @@ def realised_delays(
     offload: jax.Array,
     power: jax.Array,
     time: jax.Array | None = None,
+    *,
     xp: ModuleType = jnp,
 ) -> jax.Array:
     """Weighted delay of each device, gamma [t' + a d + (1 - a) C B / f], see ``delay_weight``.
@@ -405,7 +409,7 @@ def realised_delays(
     """
     if system.delay_weight is None:
         return xp.zeros_like(h)  # type: ignore[no-any-return]
-    used = transmit_time(system, h, offload, power, time, xp)
+    used = transmit_time(system, h, offload, power, time, xp=xp)
     return _delay_costs(system, offload, used, xp)
 
 

@@ -26,7 +26,7 @@ def test_sweep_k_writes_everything(finished):
     rows = read_results(folder)
     # fmt: off
     assert list(rows[0]) == [
-        "num_devices", "slot", "seed", "scheme", "energy_mean_j", "energy_ci95_j",
+        "num_devices", "slot", "seed", "scheme", "cost_mean_j", "cost_ci95_j",
         "feasible_fraction", "deadline_met_fraction", "offload_fraction", "gap_to_bound_mean",
         "gap_to_optimum_mean", "infeasible_fraction",
     ]
@@ -45,7 +45,7 @@ def test_sweep_k_writes_everything(finished):
 
 def test_sweep_k_rows_keep_the_order_of_the_schemes(finished):
     rows = read_results(finished[0])
-    energy = {(r["num_devices"], r["seed"], r["scheme"]): float(r["energy_mean_j"]) for r in rows}
+    energy = {(r["num_devices"], r["seed"], r["scheme"]): float(r["cost_mean_j"]) for r in rows}
     for k in "23":
         for seed in "01":
             line = ("pcos", "lower_bound", "optimal", "bcos", "mcos")
@@ -410,7 +410,7 @@ def test_slopes_compares_finished_runs(finished, tmp_path):
               for name in ("bcos_raw", "bcos", "optimal")}  # fmt: skip
     over = {name: sum(each) / sum(energy["optimal"]) - 1 for name, each in energy.items()}
     assert zero["energy_raw"] == pytest.approx(over["bcos_raw"], rel=1e-6)
-    assert zero["energy_made_feasible"] == pytest.approx(over["bcos"], rel=1e-5)
+    assert zero["energy_projected"] == pytest.approx(over["bcos"], rel=1e-5)
     assert 0 < zero["feasible_fraction"] < zero["deadline_met_fraction"] < 1
     twice = inside(f"--runs={tmp_path}/zero,{tmp_path}/zero", out, script="slopes")
     one_line(twice, "--runs must have settings of their own; got zero, zero")

@@ -18,7 +18,7 @@ def summary(seeds, points=(4, 8, 12)):
     rng = np.random.default_rng(0)
     return [
         {"num_devices": k, "slot": 0.5, "seed": seed, "scheme": name,
-         "energy_mean_j": (1 + i / 10) * (1 + 0.1 * rng.random()),
+         "cost_mean_j": (1 + i / 10) * (1 + 0.1 * rng.random()),
          "gap_to_optimum_mean": (i - 1) / 10 + 0.01 * rng.random(),
          "feasible_fraction": 0.7 if name in figures.RAW else 1.0,
          "deadline_met_fraction": 0.9 if name in figures.RAW else 1.0,
@@ -31,7 +31,7 @@ def test_energy_figure_shows_every_scheme():
     rows = summary(3)
     figure = figures.energy_figure(rows, "num_devices")
     left, middle, right = figure.axes
-    energy = figures.by_scheme(rows, "num_devices", "energy_mean_j")
+    energy = figures.by_scheme(rows, "num_devices", "cost_mean_j")
     lines = {line.get_label(): line for line in left.lines}
     for scheme, (label, style) in figures.scheme_styles(NAMES).items():
         np.testing.assert_array_equal(lines[label].get_xdata(), [4, 8, 12])
@@ -56,7 +56,7 @@ def test_energy_figure_marks_what_breaks_constraints_of_ones_own_too():
     assert "droo, 25.0 % break C1-C5" in labels
     for row in (rows := summary(3)):
         if row["scheme"] == "droo" and row["num_devices"] == 8:  # it has no answer to a channel
-            row |= dict.fromkeys(("energy_mean_j", "gap_to_optimum_mean"), np.inf)
+            row |= dict.fromkeys(("cost_mean_j", "gap_to_optimum_mean"), np.inf)
             row["feasible_fraction"] = 0.25
     figure = figures.energy_figure(rows, "num_devices")
     (line,) = (line for line in figure.axes[0].lines if line.get_label() == "droo")
@@ -177,7 +177,7 @@ def test_delay_figure_names_the_late_share_and_what_breaks():
 
 def test_plane_figure_leaves_cells_without_answers_white():
     rows = [
-        {"num_devices": k, "slot": t, "seed": 0, "scheme": scheme, "energy_mean_j": energy,
+        {"num_devices": k, "slot": t, "seed": 0, "scheme": scheme, "cost_mean_j": energy,
          "gap_to_optimum_mean": np.nan if (k, t) == (8, 0.3) else t / 10,
          "infeasible_fraction": k / 100}
         for k in (4, 8) for t in (0.3, 0.5, 1.0) for scheme, energy in (("bcos", 1), ("mcos", 4))

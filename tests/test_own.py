@@ -21,7 +21,7 @@ import meco_jax
 
 def good_channels(system, h):
     """Ask all to send whose channel is better than its mean."""
-    return meco_jax.mcos(system, h) if LATER_SIZES else meco_jax.pcos(system, h)
+    return meco_jax.mcos(h, system) if LATER_SIZES else meco_jax.pcos(h, system)
 
 
 def pair(system, h):
@@ -30,7 +30,7 @@ def pair(system, h):
 
 def wrong(system, h):
     if h[0] > 0:
-        return meco_jax.mcos(system, h)
+        return meco_jax.mcos(h, system)
 
 
 LATER_SIZES, bcos = True, good_channels
@@ -61,7 +61,7 @@ def test_a_scheme_of_ones_own_is_compared_and_drawn(finished, mine, tmp_path):
     assert [row for row in rows if row not in own] == read(finished[0])
     mcos = [row for row in rows if row["scheme"] == "mcos"]
     assert len(own) == len(mcos) == 4
-    energy, same = ([float(row["energy_mean_j"]) for row in rows] for rows in (own, mcos))
+    energy, same = ([float(row["cost_mean_j"]) for row in rows] for rows in (own, mcos))
     np.testing.assert_allclose(energy, same, rtol=1e-5)
     assert json.loads((folder / "run.json").read_text())["flags"]["scheme"] == [
         "mine:good_channels"

@@ -153,10 +153,10 @@ def test_json_is_read_by_all():
 
 
 def test_infinite_energies_go_through_a_table(tmp_path):
-    rows = [{"scheme": "bcos", "energy_mean_j": x} for x in (np.inf, -np.inf, np.nan, 0.1)]
+    rows = [{"scheme": "bcos", "cost_mean_j": x} for x in (np.inf, -np.inf, np.nan, 0.1)]
     csv_tables.write_csv(tmp_path / "a.csv", rows)
-    read = [row["energy_mean_j"] for row in csv_tables.read_csv(tmp_path / "a.csv")]
-    np.testing.assert_array_equal(read, [row["energy_mean_j"] for row in rows])
+    read = [row["cost_mean_j"] for row in csv_tables.read_csv(tmp_path / "a.csv")]
+    np.testing.assert_array_equal(read, [row["cost_mean_j"] for row in rows])
 
 
 def test_refusals_name_the_flags(monkeypatch):
@@ -237,8 +237,8 @@ def committed(name):
 
 
 TABLES = {  # by script: what it reads, the last one damaged, and a column that it needs
-    "sweep_k": ({"results": committed("figure4")}, "energy_mean_j"),
-    "sweep_t": ({"results": committed("figure5")}, "energy_mean_j"),
+    "sweep_k": ({"results": committed("figure4")}, "cost_mean_j"),
+    "sweep_t": ({"results": committed("figure5")}, "cost_mean_j"),
     "plane": ({"results": committed("plane")}, "gap_to_optimum_mean"),
     "delay_cdf": ({"results": committed("figure6"),
                    "cdf": committed("figure6_cdf")}, "sending_time_s"),
@@ -251,7 +251,7 @@ TABLES = {  # by script: what it reads, the last one damaged, and a column that 
     "lanes": ({"results": committed("lanes")}, "peak_mb"),
     "soak": ({"memory": committed("soak_memory"), "latency": committed("soak")}, "p99_us"),
     "paper_claims": ({"figure5": committed("figure5"), "figure6": committed("figure6"),
-                "figure4": committed("figure4")}, "energy_mean_j"),
+                "figure4": committed("figure4")}, "cost_mean_j"),
 }  # fmt: skip
 
 
@@ -327,7 +327,7 @@ def test_other_programs_may_add_what_changes_nothing(tmp_path):
     text = "\r\n".join([f"{lines[0]},remark", *(f"{line},good" for line in lines[1:]), ",,", ""])
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     (tmp_path / "b.csv").write_text(good)
-    columns = "num_devices", "scheme", "energy_mean_j"
+    columns = "num_devices", "scheme", "cost_mean_j"
     first, second = (csv_tables.read_csv(tmp_path / f"{name}.csv", columns) for name in "ab")
     assert first == second
     assert list(first[0]) == list(columns)
@@ -337,7 +337,7 @@ def test_nothing_is_left_out_of_a_figure():
     """What a user adds has a style of its own; more lines than styles are drawn, too."""
     names = "optimal", "mcos", "droo", "mcos_partial"
     rows = [
-        {"num_devices": k, "slot": 1.0, "seed": seed, "scheme": name, "energy_mean_j": 1.0 + i,
+        {"num_devices": k, "slot": 1.0, "seed": seed, "scheme": name, "cost_mean_j": 1.0 + i,
          "gap_to_optimum_mean": i, "feasible_fraction": 1.0, "deadline_met_fraction": 1.0}
         for i, name in enumerate(names) for seed in range(12) for k in (4, 8)
     ]  # fmt: skip

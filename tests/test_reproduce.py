@@ -115,7 +115,7 @@ def test_checks_hold_on_the_tables_themselves(name):
 @pytest.mark.parametrize(
     ("name", "column", "value", "what"),
     [
-        ("figure4", "energy_mean_j", 1.0, "mean energy of optimal [J]"),
+        ("figure4", "cost_mean_j", 1.0, "mean energy of optimal [J]"),
         ("figure5", "infeasible_fraction", 0.9, "infeasible channels"),
         ("certify", "certified", 0.999, "certified by solve"),
         ("certify", "false_bounds", 1.0, "false_bounds by solve"),

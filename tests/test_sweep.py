@@ -175,12 +175,12 @@ def test_every_scheme_on_the_same_channels():
         system = table1(num_devices, seed=4)
         h = sample_channels(sweep.lane_key(4, "test"), system, 40)
         alone = solve(h, system, policy=sweep.take_lane(policies["bcos"], lane))
-        np.testing.assert_allclose(outcomes["bcos"].energy[lane], alone.energy, rtol=1e-5)
+        np.testing.assert_allclose(outcomes["bcos"].cost[lane], alone.energy, rtol=1e-5)
         np.testing.assert_allclose(outcomes["bcos"].lower_bound[lane], alone.lower_bound, rtol=1e-5)
         best = jax.vmap(lambda h, s=system: pcos(s, h))(h)
-        np.testing.assert_allclose(outcomes["pcos"].energy[lane], best.energy, rtol=1e-5)
+        np.testing.assert_allclose(outcomes["pcos"].cost[lane], best.energy, rtol=1e-5)
         certified = solve(h, system, method="optimal")
-        np.testing.assert_allclose(outcomes["optimal"].energy[lane], certified.energy, rtol=1e-5)
+        np.testing.assert_allclose(outcomes["optimal"].cost[lane], certified.energy, rtol=1e-5)
         share = np.mean(alone.offload, axis=1)
         np.testing.assert_allclose(outcomes["bcos"].offloaded[lane], share, rtol=1e-5)
         np.testing.assert_allclose(
@@ -191,7 +191,7 @@ def test_every_scheme_on_the_same_channels():
     assert all(row["seed"] == 4 for row in rows)
     bound = next(r for r in rows if r["scheme"] == "lower_bound" and r["num_devices"] == 5)
     np.testing.assert_allclose(
-        bound["energy_mean_j"], np.mean(outcomes["bcos"].lower_bound[1]), rtol=1e-5
+        bound["cost_mean_j"], np.mean(outcomes["bcos"].lower_bound[1]), rtol=1e-5
     )
     fixed = next(r for r in rows if r["scheme"] == "bcos" and r["num_devices"] == 5)
     assert fixed["feasible_fraction"] == fixed["deadline_met_fraction"] == 1.0
@@ -208,14 +208,14 @@ def test_summary_leaves_infeasible_channels_out():
     optimum = outcome._replace(energy=leaf(1.5, jnp.inf, 3.0))
     outcomes = {"bcos": outcome, "optimal": optimum}
     row, _, bound = summarise(outcomes, make_grid({"num_devices": [4]}))
-    assert row["energy_mean_j"] == 3.0
+    assert row["cost_mean_j"] == 3.0
     assert row["feasible_fraction"] == row["deadline_met_fraction"] == 0.5
     assert row["offload_fraction"] == 0.75
     assert row["gap_to_bound_mean"] == 1.0
     np.testing.assert_allclose(row["gap_to_optimum_mean"], 1 / 3)
     np.testing.assert_allclose(row["infeasible_fraction"], 1 / 3)
-    np.testing.assert_allclose(row["energy_ci95_j"], 1.96 * 1.0 / np.sqrt(2))
-    assert bound["energy_mean_j"] == 1.5
+    np.testing.assert_allclose(row["cost_ci95_j"], 1.96 * 1.0 / np.sqrt(2))
+    assert bound["cost_mean_j"] == 1.5
 
 
 @pytest.mark.parametrize("number", [0, 1])

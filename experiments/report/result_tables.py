@@ -56,7 +56,7 @@ def figure4(rows: Rows) -> Lines:
     """Write the table of Figure 4: means over seeds; a gap is energy / optimum - 1 of a channel."""
     optimum, gap, to_bound, kept, on_time, infeasible = (
         paper_claims.means(rows, "num_devices", column) for column in
-        ("energy_mean_j", "gap_to_optimum_mean", "gap_to_bound_mean", "feasible_fraction",
+        ("cost_mean_j", "gap_to_optimum_mean", "gap_to_bound_mean", "feasible_fraction",
          "deadline_met_fraction", "infeasible_fraction")
     )  # fmt: skip
     lines: dict[str, tuple[Any, str]] = {
@@ -284,7 +284,7 @@ def slopes(rows: Rows) -> Lines:
     titles = {"energy_raw": "raw: mean energy over the optimum's [%]",
               "deadline_met_fraction": "sum of times within T [%]",
               "feasible_fraction": "all of C1-C5 kept [%]",
-              "energy_made_feasible": "made feasible: mean energy over the optimum's [%]",
+              "energy_projected": "made feasible: mean energy over the optimum's [%]",
               }  # fmt: skip
     return [["slope", *titles.values()]] + [
         [names[r["method"]], *(f"{100 * r[n]:.3g}" if r[n] == r[n] else "not recorded"

@@ -30,7 +30,7 @@ def by(rows: Rows, column: str, name: str = "method") -> dict[str, float]:
 def figure4(rows: Rows) -> Values:
     """Compare the schemes at the largest K, and MCOS with the optimum along K."""
     gap = paper_claims.means(rows, "num_devices", "gap_to_optimum_mean")
-    energy = paper_claims.means(rows, "num_devices", "energy_mean_j")
+    energy = paper_claims.means(rows, "num_devices", "cost_mean_j")
     return {
         "mcos_least": 1 + gap["mcos"].min(),
         "mcos_most": 1 + gap["mcos"].max(),
@@ -41,7 +41,7 @@ def figure4(rows: Rows) -> Values:
 
 def slopes(rows: Rows) -> Values:
     """Compare slope 0 and shared branches with the others."""
-    raw, fixed = by(rows, "energy_raw"), by(rows, "energy_made_feasible")
+    raw, fixed = by(rows, "energy_raw"), by(rows, "energy_projected")
     return {
         "zero_saves": raw["zero"] < 0,
         "zero_is_best_made_feasible": fixed["zero"] == min(fixed.values()),
@@ -61,7 +61,7 @@ def constraints(rows: Rows) -> Values:
 
 def figure5(rows: Rows) -> Values:
     """Compare the networks' mean energies with the optimum's from T = 0.9 s on."""
-    energy = paper_claims.means(rows, "slot", "energy_mean_j")
+    energy = paper_claims.means(rows, "slot", "cost_mean_j")
     loose = np.array(sorted({row["slot"] for row in rows})) >= 0.9
     over = [energy[name][loose] / energy["optimal"][loose] - 1
             for name in ("bcos_raw", "pcos_learned")]  # fmt: skip
@@ -83,7 +83,7 @@ def figure6_cdf(rows: Rows) -> Values:
 def plane(rows: Rows) -> Values:
     """Compare BCOS with MCOS in every cell that has feasible channels."""
     energies = (
-        by([r for r in rows if (r["num_devices"], r["slot"]) == cell], "energy_mean_j", "scheme")
+        by([r for r in rows if (r["num_devices"], r["slot"]) == cell], "cost_mean_j", "scheme")
         for cell in dict.fromkeys((row["num_devices"], row["slot"]) for row in rows)
     )
     saved = [1 - energy["bcos"] / energy["mcos"] for energy in energies if energy]

@@ -57,7 +57,7 @@ def plane_figure(rows: Rows) -> Figure:
             return 100 * cells[..., 0] / cells[..., 1]
 
     with np.errstate(invalid="ignore"):
-        saved = 100 * (1 - plane("bcos", "energy_mean_j") / plane("mcos", "energy_mean_j"))
+        saved = 100 * (1 - plane("bcos", "cost_mean_j") / plane("mcos", "cost_mean_j"))
     panels = {
         "mean energy below that of MCOS [%]": saved,
         "mean gap to the optimum of P1 [%]": plane("bcos", "gap_to_optimum_mean"),

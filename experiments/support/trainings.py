@@ -309,12 +309,12 @@ def sweep_energy(axes: Mapping[str, Sequence[float]], axis: str, name: str) -> N
     """
 
     def draw(folder: Path) -> None:
-        columns = ("energy_mean_j", "gap_to_optimum_mean",
+        columns = ("cost_mean_j", "gap_to_optimum_mean",
                    "feasible_fraction", "deadline_met_fraction")  # fmt: skip
         (fixed,) = axes.keys() - {axis}
         rows = read_results(folder, *columns, fixed=(fixed,))
         points = sorted({row[axis] for row in rows})
-        energy = figures.by_scheme(rows, axis, "energy_mean_j")
+        energy = figures.by_scheme(rows, axis, "cost_mean_j")
         figures.save_figure(figures.energy_figure(rows, axis), folder / name)
         print("mean energy [J]    " + "".join(f"{f'{point:g}':>10}" for point in points))
         for scheme, values in energy.items():

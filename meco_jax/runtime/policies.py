@@ -23,7 +23,7 @@ from meco_jax import system as sy
 from meco_jax.learned.policy import DeviceNetwork, GeneralPolicy, init_params
 from meco_jax.paper.network import Network, Policy, init_variables
 from meco_jax.runtime.atomic import write_atomically
-from meco_jax.runtime.checks import require
+from meco_jax.runtime.checks import refuse, require
 from meco_jax.runtime.settings import moves_data
 from meco_jax.scenarios import table1
 
@@ -47,7 +47,12 @@ def save_policy(
         path: the file, written atomically.
         policy: trained for one system, which is saved with it, or for any.
         origin: how it was made, for readers of the file.
+
+    Raises:
+        ValueError: if ``policy`` is something else.
     """
+    if not isinstance(policy, (Policy, GeneralPolicy)):
+        raise refuse("policy", "from meco_jax.train or train_policy", policy)
     arrays: dict[str, Any] = {name: np.asarray(x) for name, x in _leaves(policy).items()}
     buffer = io.BytesIO()
     text = json.dumps({**_settings(policy), "origin": origin}, allow_nan=False)
