@@ -14,6 +14,7 @@ from cases import inside, one_line
 
 import meco_jax
 from meco_jax import benchmarks, wpmec
+from meco_jax.judge import judge
 
 FOLDER = Path(meco_jax.__file__).parent / benchmarks.FOLDER
 
@@ -62,13 +63,17 @@ def test_optima_beyond_p1_are_those_of_brute_force(name):
 
 def test_what_delays_cost_counts(monkeypatch):
     family = benchmarks.load("p1-k14-real-v1")
-    nothing, whole = np.zeros(family.h.shape), np.ones(len(family.h), bool)
-    energy, delay = family.optimum / 4, family.optimum * 3 / 4
-    answer = meco_jax.Solution(nothing, nothing, nothing, energy, energy, whole, delay_cost=delay)
-    monkeypatch.setattr(benchmarks, "solve", lambda *_, method: answer)
-    score = benchmarks.score("optimal", family, repeats=1)
-    assert score.gap_worst < 1e-12
-    assert score.impossible == score.infeasible == 0
+    best = meco_jax.allocate(family.h, family.system, family.offload)
+    assert np.all(best.delay_cost > 0)
+    score = benchmarks.score(family.offload, family)
+    assert score.gap_worst < 1e-8
+    assert score.impossible == score.infeasible == score.misstated == 0
+    cheaper = best.replace(delay_cost=0 * best.delay_cost)  # a claim that leaves the delays out
+    problem = benchmarks.PROBLEMS["p1"]._replace(allocate=lambda *_: cheaper)
+    monkeypatch.setitem(benchmarks.PROBLEMS, "p1", problem)
+    score = benchmarks.score(family.offload, family)
+    assert score.gap_worst < 1e-8
+    assert score.impossible == score.misstated == len(family.h)
 
 
 def test_scores():
@@ -80,8 +85,8 @@ def test_scores():
     assert own.gap_worst > own.gap_95 > own.gap_mean > 0.01
     assert own.us_per_channel > 0
     lies = benchmarks.score(boasts, family, repeats=1)
-    assert lies.impossible == len(family.h)
-    assert lies.gap_worst == 0
+    assert lies.impossible == lies.misstated == len(family.h)
+    assert lies[1:4] == own[1:4]  # what it claims does not count
 
 
 def loudest(system, h):
@@ -92,6 +97,70 @@ def loudest(system, h):
 def boasts(system, h):
     found = loudest(system, h)
     return found.replace(rate=10 * found.rate, upper_bound=10 * found.rate)
+
+
+def test_claims_do_not_count():
+    """Sending nothing at the bound's energy is no optimum, and no broken constraint is missed."""
+    family = benchmarks.load("p1-k10-v1")
+
+    def free(system, h):
+        found = meco_jax.allocate(h, system, jnp.zeros_like(h))
+        return found.replace(energy=found.lower_bound, feasible=True)
+
+    score = benchmarks.score(free, family, repeats=1)
+    alone = benchmarks.score(np.zeros(family.h.shape, bool), family)
+    assert score.gap_mean == pytest.approx(alone.gap_mean)
+    assert score.gap_mean > 50
+    assert score.infeasible == alone.infeasible > 50
+    assert score.misstated == len(family.h)
+    assert alone.misstated == alone.impossible == 0
+
+
+def test_judge_against_the_checks_of_the_tests():
+    """Random answers: the costs are those of an independent computation, each fault is seen."""
+    family = benchmarks.load("p1-k14-fdma-v1")
+    best = meco_jax.allocate(family.h, family.system, family.offload)
+    good = judge(family.h, family.system, best)
+    assert good.feasible.all()
+    np.testing.assert_allclose(good.value, family.optimum, rtol=1e-6)
+    sends, power = np.asarray(best.offload), np.asarray(best.power)
+    for fault in (
+        {"power": 1e3 * power},  # C3
+        {"power": 0.999 * power},  # C5
+        {"time": 1.001 * np.asarray(best.time)},  # C1 where the band is full
+        {"offload": 0.5 * sends},  # C4
+        {"offload": 0 * sends},  # C2 where somebody must send
+        {"power": np.where(sends > 0, np.nan, power)},
+    ):
+        bad = judge(family.h, family.system, best.replace(**fault))
+        assert not bad.feasible.all(), fault.keys()
+
+
+def test_decisions_from_elsewhere():
+    family = benchmarks.load("p1-k10-v1")
+
+    def upper_half(system, h):
+        assert isinstance(h, np.ndarray)
+        return h > np.median(h)
+
+    rows = family.h > np.median(family.h, axis=1, keepdims=True)
+    mine, same = benchmarks.score(upper_half, family, host=True), benchmarks.score(rows, family)
+    assert mine[1:-1] == same[1:-1]
+    assert mine.us_per_channel > 0
+    answers = benchmarks.score(
+        lambda s, h: meco_jax.allocate(h, s, h > np.median(h)), family, host=True
+    )
+    assert answers.gap_mean == pytest.approx(same.gap_mean)
+    for scheme, message in (
+        (rows[:3], r"scheme must be decisions of shape \(100, 10\).*; got shape \(3, 10\)"),
+        (0.5 * rows, "scheme must be 0 or 1; got 0.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            benchmarks.score(scheme, family)
+    with pytest.raises(ValueError, match="scheme must be a function where host is True"):
+        benchmarks.score(rows, family, host=True)
+    with pytest.raises(ValueError, match=r"scheme must return a decision of shape \(10,\)"):
+        benchmarks.score(lambda s, h: h[:3] > 0, family, host=True)
 
 
 def test_bad_names_and_files(tmp_path, monkeypatch):

@@ -245,7 +245,7 @@ def test_a_function_is_a_method_like_the_named_ones(rng):
     system = table1(3, seed=2)
     h = rng.rayleigh(1e-3, (9, 3)).astype(np.float32)
     warm = meco_jax.warm_up([3], [9], equal_times)
-    assert list(warm) == ["equal_times, 8 devices, 8 channels"]
+    assert list(warm) == ["equal_times, 3 devices, 8 channels"]
     programs = meco_jax.solver._solve._cache_size()
     found = solve(h, system.replace(slot=slots), method=equal_times)
     assert 0 < np.sum(found.feasible) < 9
@@ -284,15 +284,15 @@ def test_functions_inside_a_program_may_close_over_what_it_computes():
     [
         (
             {"power": jnp.ones(2)},
-            r"method must return power of shape \[K\], here \(8,\), for one channel; .*\(2,\)",
+            r"method must return power of shape \[K\], here \(3,\), for one channel; .*\(2,\)",
         ),
         (
-            {"energy": jnp.ones(8)},
-            r"method must return energy of shape \[\], here \(\), for one channel; .*\(8,\)",
+            {"energy": jnp.ones(3)},
+            r"method must return energy of shape \[\], here \(\), for one channel; .*\(3,\)",
         ),
         ({"feasible": 1.0}, "method must be a function that returns feasible as a boolean"),
         ({"energy": None}, "energy, which method returns, must be real numbers; got None"),
-        ({"time": 1j * jnp.ones(8)}, "time, which method returns, must be real numbers; got"),
+        ({"time": 1j * jnp.ones(3)}, "time, which method returns, must be real numbers; got"),
     ],
 )
 def test_functions_that_return_no_answer_are_named(fields, message):
@@ -326,22 +326,61 @@ def test_a_policy_that_is_not_used_is_refused():
             solve(np.full(3, 1e-3), table1(3), method=method, policy=policy)
 
 
+def test_ones_own_functions_see_their_own_devices():
+    """Medians, ranks and the number of devices mean what they say: nothing is padded."""
+    system, h = table1(3, slot=2.0), np.array([[1e-3, 2e-3, 3e-3], [3e-3, 1e-3, 2e-3]])
+
+    def upper_half(system, h):
+        assert h.shape == system.task_bits.shape == (3,)
+        return meco_jax.allocate(h, system, (h >= jnp.median(h)).astype(h.dtype))
+
+    calls = (
+        lambda h: solve(h, system, method=upper_half),
+        lambda h: meco_jax.map_channels(upper_half, h, system),
+        jax.jit(lambda h: solve(h, system, method=upper_half)),
+    )
+    for call in calls:
+        np.testing.assert_array_equal(call(h).offload, h > 1.5e-3)
+
+
+def test_the_order_of_older_versions_still_works():
+    system, h = table1(3, slot=2.0), np.full(3, 1e-3)
+    with pytest.warns(DeprecationWarning, match=r"allocate takes gains before the system, allo"):
+        old = meco_jax.allocate(system, h, np.ones(3))
+    np.testing.assert_array_equal(old.power, meco_jax.allocate(h, system, np.ones(3)).power)
+    with pytest.warns(DeprecationWarning, match=r"map_channels\(function, h, system, ...\)"):
+        meco_jax.map_channels(equal_times, system, h)
+    with pytest.warns(DeprecationWarning, match=r"mcos takes gains before the system"):
+        meco_jax.mcos(system, h=h)
+    with pytest.raises(
+        ValueError, match=r"h must be gains \[..., K\], and the system comes second"
+    ):
+        solve(system, h)
+    for policy, message in (
+        ("policy.npz", r"read first, as by meco_jax.load_policy\('policy.npz'\)"),
+        (equal_times, "a function goes through method="),
+    ):
+        with pytest.raises(ValueError, match=message):
+            solve(h, system, policy=policy)
+    with pytest.raises(ValueError, match=r"policy must be from meco_jax\.train or train_policy"):
+        meco_jax.save_policy("unused.npz", equal_times)
+
+
 def test_map_channels_takes_more_than_gains(rng):
     system, h = table1(3, slot=2.0), rng.rayleigh(1e-3, (4, 3))
 
     def above(system, h, least):
         return equal_times(system, jnp.where(h > least, h, 0.0))
 
-    found = jax.jit(lambda x: meco_jax.map_channels(above, system, h, x))(h[:, :1] + 0 * h)
+    found = jax.jit(lambda x: meco_jax.map_channels(above, h, system, x))(h[:, :1] + 0 * h)
     np.testing.assert_array_equal(found.offload, (h > h[:, :1]) & (h > 5e-4))
     assert found.energy_per_device.shape == (4, 3)
     for arguments, message in (
-        ((None, system, h), "function must be a function of a system and of arrays"),
-        ((above, system), "arrays must have the gains first; got none"),
-        ((above, system, h, 1.0), r"arrays\[1\] must have one entry for each of 3 devices"),
-        ((above, system, -h), "h must be finite and at least 0"),
-        ((above, system, h, h, h[:2]), r"arrays\[2\] must have batch axes that broadcast"),
-        ((lambda s, h: h, system, h), "function must be a function that returns a meco_jax"),
+        ((None, h, system), "function must be a function of a system and of arrays"),
+        ((above, h, system, 1.0), r"arrays\[0\] must have one entry for each of 3 devices"),
+        ((above, -h, system), "h must be finite and at least 0"),
+        ((above, h, system, h, h[:2]), r"arrays\[1\] must have batch axes that broadcast"),
+        ((lambda s, h: h, h, system), "function must be a function that returns a meco_jax"),
     ):
         with pytest.raises(ValueError, match=message):
             meco_jax.map_channels(*arguments)

@@ -26,14 +26,15 @@ def gains_first(function: Callable[P, R]) -> Callable[P, R]:
     Args:
         function: of arguments ``h, system`` one after the other.
     """
-    place = list(inspect.signature(function).parameters).index("h")
+    names = list(inspect.signature(function).parameters)
+    place = names.index("h")
 
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> R:
         first, rest = arguments[:place], list(arguments[place:])
         if rest and isinstance(rest[0], System) and (rest[1:] or "h" in named):
-            name = function.__name__
-            rule = f"{name} takes gains before the system, {name}(h, system, ...)"
+            order = f"{function.__name__}({', '.join(names[: place + 2])}, ...)"
+            rule = f"{function.__name__} takes gains before the system, {order}"
             warnings.warn(f"{rule}; the other order will go", DeprecationWarning, stacklevel=2)
             system = rest.pop(0)
             h = named.pop("h") if "h" in named else rest.pop(0)
