@@ -2,7 +2,10 @@
 
 A gap is |answer - optimum| / optimum of an instance. --scheme=module:function adds your own, a
 function of one channel as ``meco_jax.solve`` takes it, or ``meco_jax.wpmec.solve`` on families of
-that problem; repeatable. Writes results.csv, benchmark.png/.pdf and run.json into --output_dir.
+that problem; repeatable. Beside the methods stand decisions that need no solver, each as it is,
+repaired and improved, so that one sees whether a family ranks schemes: decisions.csv. With
+--network_instances the paper's network is among them, trained for each of so many systems. Writes
+results.csv, decisions.csv, benchmark.png/.pdf and run.json into --output_dir.
 
 Example:
     python experiments/benchmark.py --output_dir=runs/benchmark
@@ -14,19 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from support import common, csv_tables, list_flags, own, plots, progress_bar
+from report import result_tables
+from support import common, csv_tables, decisions, list_flags, own, plots, progress_bar
 
-from meco_jax import benchmarks, figures
+from meco_jax import TrainConfig, benchmarks, figures
 
 FLAGS = flags.FLAGS
 common.define_flags()
 flags.DEFINE_multi_string("scheme", [], "module:function of your own, on the families of --problem")
 flags.DEFINE_enum("problem", None, ["p1", "wpmec"], "only this problem; with --scheme its own")
 flags.DEFINE_list("family", [], "only these, by default all: see meco_jax.benchmarks.names()")
+flags.DEFINE_integer(
+    "network_instances", 0, "per family of P1, whose systems the paper's network is trained for",
+    lower_bound=0,
+)  # fmt: skip
+flags.DEFINE_integer("epochs", 50, "of these trainings, 20 steps each", lower_bound=1)
 flags.DEFINE_integer("repeats", 3, "timed calls, the fastest counts", lower_bound=1)
 flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's results.csv")
 METHODS = {
-    "p1": ("optimal", "bcos", "mcos", "mcos_partial"),
+    "p1": ("optimal", "policy", "mcos"),
     "wpmec": ("optimal", "prefix", "local", "offload"),
 }
 
@@ -58,7 +67,8 @@ def main(argv: list[str]) -> None:
         for name, scheme in ({m: m for m in METHODS[family.problem]} | schemes).items()
     ]
     folder, rows = common.prepare(), list[dict[str, Any]]()
-    with progress_bar.Bar(len(runs)) as bar:
+    worth = list[dict[str, Any]]()
+    with progress_bar.Bar(len(runs) + len(families)) as bar:
         for family, name, scheme in runs:
             try:
                 score = benchmarks.score(scheme, family, FLAGS.repeats)
@@ -69,10 +79,27 @@ def main(argv: list[str]) -> None:
             bar.advance(1, f"{family.name}, {name}")
             csv_tables.write_csv(folder / "results.csv", rows)
             common.write_run(folder / "run.json", finished=False)
+        for family in families:
+            worth += decided(family)
+            csv_tables.write_csv(folder / "decisions.csv", worth)
+            bar.advance(1, f"{family.name}, decisions by rule")
     draw(folder, rows)
     common.write_run(folder / "run.json")
     report(rows)
+    result_tables.show(result_tables.decisions(worth))
     print(f"wrote {folder} in {common.seconds():.0f} s")
+
+
+def decided(family: benchmarks.Family) -> list[dict[str, Any]]:
+    """Score decisions that need no solver: rows of decisions.csv."""
+    found = decisions.simple(family)
+    if family.problem == "p1":
+        found["policy"] = decisions.by_policy(family)
+        if FLAGS.network_instances:
+            config = TrainConfig(num_channels=20_000, batch_size=1000, epochs=FLAGS.epochs)
+            number = min(FLAGS.network_instances, len(family.h))
+            found["network"] = decisions.by_network(family, number, config)
+    return [row for name, rows in found.items() for row in decisions.worth(family, name, rows)]
 
 
 def draw(folder: Path, rows: list[dict[str, Any]]) -> None:

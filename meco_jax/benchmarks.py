@@ -112,7 +112,7 @@ def load(name: str) -> Family:
 
 
 def score(
-    scheme: Scheme | str | ArrayLike,
+    scheme: Scheme | str | ArrayLike | Answer,
     name: str | Family,
     repeats: int = 3,
     host: bool = False,
@@ -127,8 +127,9 @@ def score(
 
     Args:
         scheme: a function of one channel, as the problem's ``solve`` takes it; the name of one
-            of its methods; or decisions ``[N, K]``, 0 or 1, from any program, which get their
-            optimal powers and times and are not repaired.
+            of its methods; decisions ``[N, K]``, 0 or 1, from any program, which get their
+            optimal powers and times and are not repaired; or answers ``[N]``, as ``repair``
+            returns them.
         name: of a family, or a family.
         repeats: timed calls, at least 1.
         host: the function is not one of JAX: it is called for each channel with NumPy arrays,
@@ -150,6 +151,8 @@ def score(
         began = time.perf_counter()
         found = _on_host(problem, family, scheme)
         seconds = time.perf_counter() - began
+    elif isinstance(scheme, problem.answer):
+        found = scheme
     elif isinstance(scheme, str) or callable(scheme):
         found, seconds = _timed(partial(problem.solve, method=scheme), family, repeats)
     else:

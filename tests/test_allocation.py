@@ -21,7 +21,7 @@ def value_and_gradients(system, h, offload):
 
     def finite(name):
         def function(system, h):
-            solution = allocate(system, h, offload)
+            solution = allocate(h, system, offload)
             value = getattr(solution, name)
             return jnp.where(jnp.isfinite(value), value, 0.0), solution
 
@@ -59,13 +59,13 @@ def test_two_devices_by_hand():
     # w = 1e7 / ln 2 = 1.442695e7; x = 1e6 / (1.442695e7 * 0.25) = 0.27725887 nat
     # g = 1e-6 / 1e-9 = 1000; p = (e^0.27725887 - 1) / 1000 = 3.195079e-4 W
     # energy = 2 * p * 0.25 = 1.597540e-4 J
-    solution = allocate(system, jnp.full(2, 1e-3), jnp.ones(2))
+    solution = allocate(jnp.full(2, 1e-3), system, jnp.ones(2))
     np.testing.assert_allclose(solution.time, [0.25, 0.25], rtol=1e-6)
     np.testing.assert_allclose(solution.power, 3.195079e-4, rtol=1e-5)
     np.testing.assert_allclose(solution.energy, 1.597540e-4, rtol=1e-5)
     # local: eps B C f^2 = 1e-28 * 3e8 * 1e18 = 0.03 J each
     np.testing.assert_allclose(
-        allocate(system, jnp.full(2, 1e-3), jnp.zeros(2)).energy, 0.06, rtol=1e-6
+        allocate(jnp.full(2, 1e-3), system, jnp.zeros(2)).energy, 0.06, rtol=1e-6
     )
 
 
@@ -160,8 +160,8 @@ def test_extreme_gains_give_no_nan(gain, slot):
 def test_empty_tasks_cost_nothing():
     system, h, _ = random_case(np.random.default_rng(6), 3)
     system = system.replace(task_bits=system.task_bits * jnp.array([1.0, 0.0, 0.0]), slot=2.0)
-    solution = allocate(system, h, jnp.array([1.0, 1.0, 0.0]))
-    alone = allocate(system, h, jnp.array([1.0, 0.0, 0.0]))
+    solution = allocate(h, system, jnp.array([1.0, 1.0, 0.0]))
+    alone = allocate(h, system, jnp.array([1.0, 0.0, 0.0]))
     assert bool(solution.feasible)
     np.testing.assert_array_equal(solution.energy, alone.energy)
     np.testing.assert_array_equal(solution.power[1:], 0)
@@ -171,7 +171,7 @@ def test_exactly_tight_slot_fits():
     system, h, p = random_case(np.random.default_rng(7), 5, log_base=2.0)
     for scale, fits in ((1 + 1e-5, True), (1.0, True), (1 - 1e-5, False)):
         tight = system.replace(slot=np.float32(p.min_time.sum() * scale))
-        solution = allocate(tight, h, jnp.ones(5))
+        solution = allocate(h, tight, jnp.ones(5))
         assert bool(solution.feasible) == fits
         if fits:
             check_solution(tight, h, solution)

@@ -73,7 +73,7 @@ def answer(method, move, at, along):
     chosen = jnp.array([1.0, 0, 1, 0, 1, 1])
     if method == "allocate":
         chosen = jnp.maximum(chosen, sy.forced(system))
-        found = allocate(system, h, chosen)
+        found = allocate(h, system, chosen)
     else:
         found = solve(h, system, method=method, effort=2)
     weights = jnp.cos(jnp.arange(DEVICES + 1.0))
@@ -228,7 +228,7 @@ def test_gradients_of_a_decision(rng):
     """d energy / d a = c - e at the slot's price, of those that stay too."""
     system = System(jnp.full(3, 1e6), jnp.full(3, 300.0), jnp.full(3, 1e9))
     h, offload = jnp.array([1e-3, 2e-3, 5e-4]), jnp.array([1.0, 0.0, 0.0])
-    energy = jax.jit(jax.value_and_grad(lambda a: allocate(system, h, a).energy))
+    energy = jax.jit(jax.value_and_grad(lambda a: allocate(h, system, a).energy))
     value, slope = energy(offload)
     for k in range(3):
         step = 1e-2 * jnp.eye(3)[k] * (1 - 2 * offload[k])

@@ -184,13 +184,13 @@ def test_energy_per_device_of_a_network_and_of_foreign_schemes():
     np.testing.assert_allclose(np.sum(raw.energy_per_device), raw.energy, rtol=1e-6)
 
     def foreign(system, h):
-        known = meco_jax.mcos(system, h)
+        known = meco_jax.mcos(h, system)
         return Solution(**{**vars(known), "energy_per_device": None})
 
     run = jax.jit(
         lambda system, h: (
             batching.checked_solutions(foreign, "method")(system, h),
-            meco_jax.mcos(system, h),
+            meco_jax.mcos(h, system),
         )
     )
     for slot in (2.0, 1e-3):

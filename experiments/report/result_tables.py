@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -175,6 +175,30 @@ def benchmark(rows: Rows) -> Lines:
             for name in methods)]
         for family in dict.fromkeys(r["family"] for r in rows)
     ]  # fmt: skip
+
+
+def decisions(rows: Rows) -> Lines:
+    """Write what decisions are worth: mean gaps as it is (% feasible), repaired, improved."""
+    names = list(dict.fromkeys(r["decision"] for r in rows))
+    cells = {(r["family"], r["decision"], r["played"]): r for r in rows}
+
+    def cell(family: str, name: str) -> str:
+        given = cells.get((family, name, "as it is"))
+        if given is None:
+            return ""
+        others = (cells.get((family, name, how)) for how in ("repaired", "improved"))
+        feasible = f" ({100 * given['feasible_fraction']:.0f} %)"
+        parts = [_gap(given) + feasible, *(_gap(row) for row in others if row)]
+        return " / ".join(parts)
+
+    families = dict.fromkeys(r["family"] for r in rows)
+    return [["family", *names]] + [[f, *(cell(f, name) for name in names)] for f in families]
+
+
+def _gap(row: Mapping[str, Any]) -> str:
+    """Write a mean gap [%], a line where nothing is feasible."""
+    gap = 100 * row["gap_mean"]
+    return "-" if gap != gap else "0" if gap < 100 * LEAST_LOSS else f"{gap:.2g}"
 
 
 def _loss(value: float) -> str:
@@ -378,6 +402,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., Lines]]] = {  # by name: 
     "scale": (("scale",), scale),
     "droo": (("droo",), droo),
     "benchmark": (("benchmark",), benchmark),
+    "decisions": (("decisions",), decisions),
     "policy": (("policy",), policy),
     "gradients": (("gradients",), gradients),
     "lanes": (("lanes",), lanes),
