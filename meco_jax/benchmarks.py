@@ -28,6 +28,7 @@ from meco_jax.wpmec.judge import judge as judge_wpmec
 from meco_jax.wpmec.system import WPMEC
 from meco_jax.wpmec.system import Solution as WPMECSolution
 
+__all__ = ["Family", "Score", "load", "names", "score"]
 FOLDER = "benchmark_data"
 TRUST = 5e-6  # by which an answer in float32 may misstate its worth, or exceed the proof [-]
 INDEX = "index.txt"  # of the files' SHA-256

@@ -41,10 +41,10 @@ def figure4(rows: Rows) -> Values:
 
 def slopes(rows: Rows) -> Values:
     """Compare slope 0 and shared branches with the others."""
-    raw, fixed = by(rows, "energy_raw"), by(rows, "energy_projected")
+    raw, projected = by(rows, "energy_raw"), by(rows, "energy_projected")
     return {
         "zero_saves": raw["zero"] < 0,
-        "zero_is_best_made_feasible": fixed["zero"] == min(fixed.values()),
+        "zero_is_best_projected": projected["zero"] == min(projected.values()),
         "shared_spends_most": raw["share_resources"] == max(raw.values()),
     }
 
@@ -108,7 +108,23 @@ def frontier(rows: Rows) -> Values:
         "times_of_policy_most": max(times),
         "certified_costs_little": max(times) < 1.5,
         "certified_has_no_gap": worst["solve, certified"] < 1e-6,
-        "repair_of_nothing_is_closer": gap["repair of nothing"] < gap["BCOS, made feasible"],
+        "search_needs_no_network": gap["improved from all-local"] < 1.5 * gap["BCOS, improved"],
+    }
+
+
+def decisions(rows: Rows) -> Values:
+    """Tell where a decision by rule is nearly optimal, and that nothing repaired never is."""
+    repaired = [row for row in rows if row["played"] == "repaired"]
+    all_send, nothing, random = (
+        {r["family"]: r["gap_mean"] for r in repaired if r["decision"] == name}
+        for name in ("all", "nothing", "random")
+    )
+    improved = [r for r in rows if r["played"] == "improved" and r["decision"] == "nothing"]
+    return {
+        "nothing_least": min(nothing.values()),
+        "random_least": min(random.values()),
+        "improved_nothing_most": max(row["gap_mean"] for row in improved),
+        "all_is_optimal": {n for n, gap in all_send.items() if gap < 1e-3} == {"p1-k10-v1"},
     }
 
 
@@ -345,7 +361,7 @@ def cells(rows: Rows) -> Values:
 
 VALUES: dict[str, Callable[[Rows], Values]] = {
     function.__name__: function for function in
-    (figure4, slopes, constraints, figure5, figure6, figure6_cdf, plane, frontier, certify, scale,
+    (figure4, slopes, constraints, figure5, figure6, figure6_cdf, plane, frontier, decisions, certify, scale,
      speed, speed_before, droo, realism, realism_sweeps, gradients, lanes, precision,
      crash_recovery, soak_memory, time_day, time_speed, time_queues, time_outage, cells)
 }  # fmt: skip

@@ -39,7 +39,7 @@ ROUNDING = 1e-4  # gaps below are float32's [%]
 
 
 def plane_figure(rows: Rows) -> Figure:
-    """Draw BCOS, made feasible, over the (K, T) plane: savings, gaps, infeasible channels.
+    """Draw BCOS, projected, over the (K, T) plane: savings, gaps, infeasible channels.
 
     Args:
         rows: of ``meco_jax.evaluation.summarise``; means over seeds are drawn, and a cell
@@ -82,7 +82,7 @@ def plane_figure(rows: Rows) -> Figure:
                     color = "white" if value < low + 0.6 * (high - low) else "black"
                     axes.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
         grid[0].set_ylabel(AXES["slot"])
-        figure.suptitle("BCOS, made feasible", fontsize=9)
+        figure.suptitle("BCOS, projected", fontsize=9)
     return figure
 
 
@@ -125,7 +125,7 @@ def learning_figure(curves: Rows, rows: Rows) -> Figure:
         curves: "method", "step", "gap" and "within_deadline" [-], means over seeds.
         rows: "seeds", how many.
     """
-    panels = (("gap", 0, "mean gap to the optimum, made feasible [%]"),
+    panels = (("gap", 0, "mean gap to the optimum, best prefix [%]"),
               ("within_deadline", 1, "raw decisions that do not fit the slot [%]"))  # fmt: skip
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 4.2))
