@@ -42,7 +42,7 @@ def test_energy_figure_shows_every_scheme():
     assert len(left.collections) == 2  # confidence bands of MCOS and the optimum
     assert len(middle.collections) == len(NAMES) - 3  # MCOS and the optimum are not there
     gap = figures.by_scheme(rows, "num_devices", "gap_to_optimum_mean")["bcos"]
-    fixed = next(line for line in middle.lines if line.get_label() == "BCOS, made feasible")
+    fixed = next(line for line in middle.lines if line.get_label() == "BCOS, projected")
     np.testing.assert_allclose(fixed.get_ydata(), 100 * gap.mean(axis=0))
     shares = {round(float(line.get_ydata()[0])) for line in right.lines if len(line.get_ydata())}
     assert shares == {70, 90}  # all of C1-C5, and the sum of times alone
@@ -63,7 +63,7 @@ def test_energy_figure_marks_what_breaks_constraints_of_ones_own_too():
     np.testing.assert_array_equal(np.isfinite(line.get_ydata()), [True, False, True])
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "droo, 0.0-75.0 % break C1-C5" in labels
-    assert "BCOS, made feasible" in labels
+    assert "BCOS, projected" in labels
 
 
 def test_energy_figure_marks_what_breaks_constraints():
@@ -75,7 +75,7 @@ def test_energy_figure_marks_what_breaks_constraints():
     assert "open markers" in legend.get_title().get_text()
     faces = {line.get_label(): line.get_markerfacecolor() for line in figure.axes[0].lines}
     assert faces["BCOS, raw network"] == faces["PCOS, learned"] == "white"
-    assert faces["BCOS, made feasible"] != "white"
+    assert faces["BCOS, projected"] != "white"
 
 
 @pytest.mark.parametrize(
