@@ -45,9 +45,9 @@ from flax import struct
 from meco_jax.exact.derivatives import with_derivative
 from meco_jax.runtime.checks import (
     as_floats,
+    flags,
     in_range,
     integer,
-    is_traced,
     real,
     refuse,
     require,
@@ -473,7 +473,7 @@ def check_system(system: System) -> System:
         raise refuse("system.access", f"one of {', '.join(ACCESS)}", system.access)
     names = [name for name in RANGES if name in SYSTEM_RANGES or fields[name] is not None]
     values = {name: real(f"system.{name}", fields[name]) for name in names}
-    active = _flags("system.active", system.active)
+    active = flags("system.active", system.active)
     _check_devices({name: values.get(name, active) for name in PER_DEVICE})
     _check_flexible(values, active)
     known = not isinstance(active, jax.core.Tracer)
@@ -487,9 +487,6 @@ def check_system(system: System) -> System:
             value = np.where(active, value, np.asarray(low + 1.0, value.dtype))  # padding is free
         require(f"system.{name}", value, low, included)
     floats = {name: as_floats(value) for name, value in values.items()}
-    for name, value in floats.items():
-        if isinstance(fields[name], (int, float)):
-            value.setflags(write=False)  # for ``once_per_system``
     return system.replace(**floats, active=active)
 
 
@@ -506,16 +503,6 @@ def _check_flexible(values: dict[str, Any], active: Any) -> None:
             f"devices on its last axis; got shape {shape}. One number for each of N systems "
             f"has shape [N, 1]"
         )
-
-
-def _flags(name: str, value: ArrayLike) -> Any:
-    """Return booleans as an array; 0 and 1 are as good."""
-    if jnp.issubdtype(getattr(value, "dtype", type(value)), jnp.bool_):
-        return value if isinstance(value, jax.Array) else np.asarray(value)
-    value = real(name, value)
-    if not is_traced(value) and not np.all((value == 0) | (value == 1)):
-        raise refuse(name, "True or False", np.asarray(value))
-    return value.astype(bool)
 
 
 def _check_devices(fields: dict[str, Any]) -> None:
