@@ -51,6 +51,8 @@ from meco_jax.runtime.checks import (
     real,
     refuse,
     require,
+    to_array,
+    turned,
 )
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.memory import once_per_system
@@ -182,12 +184,12 @@ def pad_devices(system: System, num_devices: int) -> System:
     own = check_type(system).num_devices
     missing = integer("num_devices", num_devices, low=own) - own
 
-    def pad(leaf: Leaf) -> jax.Array:
-        leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    def pad(name: str) -> jax.Array:
+        leaf = to_array(f"system.{name}", getattr(system, name))
         leaf = jnp.broadcast_to(leaf, (*leaf.shape[:-1], own))
         return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, missing)])
 
-    return system.replace(**{name: pad(getattr(system, name)) for name in per_device(system)})
+    return system.replace(**{name: pad(name) for name in per_device(system)})
 
 
 def per_device(system: System) -> tuple[str, ...]:
@@ -448,6 +450,7 @@ def check_channels(h: ArrayLike, num_devices: int) -> jax.Array:
     if not h.shape or h.shape[-1] != num_devices:
         raise ValueError(
             f"h must have one gain for each of {num_devices} devices; got shape {h.shape}"
+            f"{turned('h', h.shape, num_devices)}"
         )
     require("h", h, *CHANNEL_RANGE, hint=DECIBEL_HINT)
     return as_floats(h)
@@ -500,8 +503,9 @@ def _check_flexible(values: dict[str, Any], active: Any) -> None:
             continue
         raise ValueError(
             f"system.{name} must be one number or have one entry for each of {num_devices} "
-            f"devices on its last axis; got shape {shape}. One number for each of N systems "
-            f"has shape [N, 1]"
+            f"devices on its last axis; got shape {shape}{turned(name, shape, num_devices)}. One "
+            f"number for each of N systems has shape [N, 1]"
+            + (f": pass {name}[:, None] of shape {(*shape, 1)}" if len(shape) == 1 else "")
         )
 
 
@@ -523,6 +527,7 @@ def _check_devices(fields: dict[str, Any]) -> None:
             raise ValueError(
                 f"system.{name} must be one number or have one entry for each of {num_devices} "
                 f"devices on its last axis, like task_bits; got shape {value.shape}"
+                f"{turned(name, value.shape, num_devices)}"
             )
 
 

@@ -6,6 +6,7 @@ parts, masks, units, words.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -186,8 +187,10 @@ def per_device(name: str, value: Any, num_devices: int, what: str) -> Any:
         value = value.astype(jnp.result_type(float))
     value = real(name, value)
     if not value.shape or value.shape[-1] != num_devices:
-        rule = f"one {what} for each of {num_devices} devices"
-        raise ValueError(f"{name} must have {rule}; got shape {value.shape}")
+        raise ValueError(
+            f"{name} must have one {what} for each of {num_devices} devices; got shape "
+            f"{value.shape}{turned(name, value.shape, num_devices)}"
+        )
     return as_floats(value)
 
 
@@ -201,8 +204,14 @@ def zero_or_one(name: str, value: Any) -> None:
         raise refuse(name, "0 or 1", wrong.flat[0].item())
 
 
-def broadcast(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+def broadcast(
+    shapes: Mapping[str, tuple[int, ...]], cores: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[int, ...]:
     """Broadcast batch axes, by the name of the argument that has them.
+
+    Args:
+        shapes: batch axes by name.
+        cores: the axes after these by name, where there are any.
 
     Raises:
         ValueError: if they do not fit.
@@ -212,10 +221,31 @@ def broadcast(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
         try:
             together = np.broadcast_shapes(together, shape)
         except ValueError:
+            pairs = (*shape, *[1] * len(together), *(cores or {}).get(name, ()))
+            index = ", ".join([":"] * len(shape) + ["None"] * len(together))
             raise ValueError(
-                f"{name} must have batch axes that broadcast against {together}; got {shape}"
+                f"{name} must have batch axes that broadcast against {together}; got {shape}. If "
+                f"every pair is meant, pass {_short(name)}[{index}] of shape {pairs}: the answers "
+                f"are then {(*shape, *together)}"
             ) from None
     return together
+
+
+def turned(name: str, shape: tuple[int, ...], num_devices: int) -> str:
+    """Say what to pass where the devices are on another axis than the last, as MATLAB has them."""
+    name = _short(name)
+    if len(shape) > 1 and set(shape) == {1}:
+        return f": pass {name}.item()"
+    if shape == (num_devices, 1):
+        return f": pass {name}[:, 0] of shape {shape[:1]}"
+    if len(shape) == 2 and shape[0] == num_devices:
+        return f": pass {name}.T of shape {shape[::-1]}"
+    return ""
+
+
+def _short(name: str) -> str:
+    """Return a field's name as it is given to its class."""
+    return name.rpartition(".")[2]
 
 
 def in_range(value: Any, low: float, included: bool) -> Any:
