@@ -488,7 +488,8 @@ def check_system(system: System) -> System:
             if not known or isinstance(value, jax.core.Tracer):
                 continue
             value = np.where(active, value, np.asarray(low + 1.0, value.dtype))  # padding is free
-        require(f"system.{name}", value, low, included)
+        hint = DBM_HINT if name in ("noise_power", "max_power") else ""
+        require(f"system.{name}", value, low, included, hint)
     floats = {name: as_floats(value) for name, value in values.items()}
     return system.replace(**floats, active=active)
 
@@ -567,3 +568,4 @@ RANGES = SYSTEM_RANGES | ADDED_RANGES
 CHANNEL_RANGE = (0.0, True)
 COMPLEX_HINT = ": pass abs(h)"
 DECIBEL_HINT = "; gains in dB become amplitudes by sqrt(meco_jax.from_db(h))"
+DBM_HINT = "; powers in dBm become W by meco_jax.from_dbm"

@@ -99,11 +99,17 @@ def check_batch(system: System, *arrays: jax.Array) -> None:
     number = arrays[0].shape[-1]
     fields = {f"system.{name}" for name in sy.per_device(system)}
     for name, shape in shapes.items():
+        if (
+            name in fields
+            or not name.startswith("system.")
+            or shape[-1:] != (number,)
+            or number < 2
+        ):
+            continue
         # Channels of a sweep of slots or bases may bring the axis along: no device has its own.
         others = fields | ({"h"} if name in ("system.slot", "system.log_base") else set())
-        if name.startswith("system.") and name not in fields and shape[-1:] == (number,) != (1,):
-            if not any(shapes.get(other, ())[-1:] == (number,) for other in others):
-                raise _per_device_error(system, name.removeprefix("system."), shape)
+        if not any(shapes.get(other, ())[-1:] == (number,) for other in others):
+            raise _per_device_error(system, name.removeprefix("system."), shape)
     leaves = {f"system.{name}": np.shape(leaf) for name, leaf in sy.leaves(system).items()}
     broadcast(shapes, {n: leaves.get(n, (*s, number))[len(s) :] for n, s in shapes.items()})
 
