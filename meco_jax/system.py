@@ -293,9 +293,9 @@ def required_ratio(system: System) -> jax.Array:
     return jnp.where(late, with_derivative(ratio, formula), 0.0)
 
 
-def forced(system: System) -> jax.Array:
+def forced(system: System, xp: ModuleType = jnp) -> jax.Array:
     """Tell which devices cannot finish locally in time, C B / f > T, C2: ``[K]`` bool."""
-    return system.active & (local_time(system) > system.slot)
+    return system.active & (local_time(system, xp) > system.slot)
 
 
 def transmit_time(
