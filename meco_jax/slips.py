@@ -61,7 +61,8 @@ def find_slips(
     if system.edge_cycles is not None:
         values["edge"] = system.task_bits * system.cycles_per_bit / system.edge_cycles
     medians = {name: _median(x, counted) for name, x in values.items()}
-    medians["least_snr"] = LEAST_SNR - FADE / max(np.count_nonzero(counted & (h > 0)), 1)
+    links = int(np.count_nonzero(counted & (h > 0)))
+    medians["least_snr"] = LEAST_SNR - FADE / max(links, 1)
     return (*_of_devices(medians), *_of_radios(medians), *_of_gains(medians))
 
 

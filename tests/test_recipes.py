@@ -2,15 +2,17 @@
 
 import re
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from test_documents import GUIDE
 
+import meco_jax
 from meco_jax import solve, table1
 
+GUIDE = Path(meco_jax.__file__).parent / "GUIDE.md"
 RECIPES = {
     library: block
     for block in re.findall(r"```py\n(.*?)```", GUIDE.read_text(), re.DOTALL)

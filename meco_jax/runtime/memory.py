@@ -5,21 +5,15 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 Found = TypeVar("Found")
 Contents = list[tuple[np.ndarray, bytes]]
-MOST_BYTES = 2**20  # of an array that is compared at each call; the checks of a longer one are too
+MOST_BYTES = 2**20  # of an array that is compared at each call; nothing is kept of longer ones
 _ours: dict[int, weakref.ref[Any]] = {}  # systems that were made here, which nobody writes into
-
-
-class _Entry(NamedTuple):
-    system: weakref.ref[Any]
-    contents: Contents
-    found: Any
 
 
 def once_per_system(function: Callable[..., Found]) -> Callable[..., Found]:
@@ -29,19 +23,19 @@ def once_per_system(function: Callable[..., Found]) -> Callable[..., Found]:
     views too: they are compared with what they held. A system that such a function returns is
     private, and must share no memory of NumPy's with the one that was given.
     """
-    known: dict[Any, _Entry] = {}
+    known: dict[Any, tuple[weakref.ref[Any], Contents, Found]] = {}
 
     @functools.wraps(function)
     def call(system: Any, *integers: int) -> Found:
         x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
         place = (id(system), x64, *integers)
         entry = known.get(place)
-        if entry is not None and entry.system() is system and _unchanged(entry.contents):
-            return entry.found  # type: ignore[no-any-return]
+        if entry is not None and entry[0]() is system and _unchanged(entry[1]):
+            return entry[2]
         contents = _contents(system)  # before they are used: another thread may write
         found = function(system, *integers)
         if contents is not None:
-            known[place] = _Entry(_forget(known, place, system), contents, found)
+            known[place] = _forget(known, place, system), contents, found
             if type(found) is type(system):
                 _ours[id(found)] = _forget(_ours, id(found), found)
         return found
@@ -61,7 +55,7 @@ def _unchanged(contents: Contents) -> bool:
 def _contents(system: Any) -> Contents | None:
     """Return the arrays of a system that may be written, and what they hold.
 
-    None where it cannot be remembered: a field is traced, a list, or a long array.
+    None where it cannot be remembered: a field is traced, a list, or a long array of NumPy's.
     """
     ours = _ours.get(id(system))
     if ours is not None and ours() is system:
@@ -79,7 +73,7 @@ def _contents(system: Any) -> Contents | None:
 def _view_on_host(leaf: jax.Array) -> np.ndarray | None:
     """Return the memory of JAX's array, which ``device_put`` and DLPack share with others'.
 
-    None for what is traced, or lies on other devices, which nobody can write from outside.
+    None for what is traced, long, or on another device, where nobody can write from outside.
     """
     if isinstance(leaf, jax.core.Tracer) or leaf.is_deleted() or leaf.nbytes > MOST_BYTES:
         return None
