@@ -18,6 +18,7 @@ from meco_jax.exact.uplink import make_uplink
 from meco_jax.runtime.arguments import batch_shape, check_call, core_leaves
 from meco_jax.runtime.checks import integer, is_traced, refuse
 from meco_jax.runtime.describe import short_repr
+from meco_jax.runtime.settings import moves_data
 from meco_jax.slips import Slip, find_slips
 from meco_jax.system import ArrayLike, System
 
@@ -47,6 +48,7 @@ class Explanation:
         return self.text
 
 
+@moves_data
 def explain(
     h: ArrayLike, system: System, index: int | tuple[int, ...] | None = None
 ) -> Explanation:

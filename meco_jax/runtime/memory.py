@@ -12,7 +12,7 @@ import numpy as np
 
 Found = TypeVar("Found")
 Contents = list[tuple[np.ndarray, bytes]]
-MOST_BYTES = 2**20  # of an array that is compared at each call; nothing is kept of longer ones
+MOST_BYTES = 2**20  # of an array that is compared at each call; longer ones are checked anew
 _ours: dict[int, weakref.ref[Any]] = {}  # systems that were made here, which nobody writes into
 
 
