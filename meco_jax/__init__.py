@@ -8,6 +8,7 @@ from meco_jax import benchmarks as benchmarks
 from meco_jax import wpmec as wpmec
 from meco_jax.batching import map_channels
 from meco_jax.evaluation import evaluate_grid
+from meco_jax.explanation import explain
 from meco_jax.learned.policy import GeneralPolicy
 from meco_jax.learned.training import PolicyConfig, train_policy
 from meco_jax.paper.network import Policy
@@ -39,6 +40,7 @@ __all__ = [
     "allocate",
     "drop_devices",
     "evaluate_grid",
+    "explain",
     "from_db",
     "from_dbm",
     "improve",

@@ -45,12 +45,14 @@ from flax import struct
 from meco_jax.exact.derivatives import with_derivative
 from meco_jax.runtime.checks import (
     as_floats,
+    flags,
     in_range,
     integer,
-    is_traced,
     real,
     refuse,
     require,
+    to_array,
+    turned,
 )
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.memory import once_per_system
@@ -182,12 +184,12 @@ def pad_devices(system: System, num_devices: int) -> System:
     own = check_type(system).num_devices
     missing = integer("num_devices", num_devices, low=own) - own
 
-    def pad(leaf: Leaf) -> jax.Array:
-        leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    def pad(name: str) -> jax.Array:
+        leaf = to_array(f"system.{name}", getattr(system, name))
         leaf = jnp.broadcast_to(leaf, (*leaf.shape[:-1], own))
         return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, missing)])
 
-    return system.replace(**{name: pad(getattr(system, name)) for name in per_device(system)})
+    return system.replace(**{name: pad(name) for name in per_device(system)})
 
 
 def per_device(system: System) -> tuple[str, ...]:
@@ -303,9 +305,9 @@ def required_ratio(system: System) -> jax.Array:
     return jnp.where(late, with_derivative(ratio, formula), 0.0)
 
 
-def forced(system: System) -> jax.Array:
+def forced(system: System, xp: ModuleType = jnp) -> jax.Array:
     """Tell which devices cannot finish locally in time, C B / f > T, C2: ``[K]`` bool."""
-    return system.active & (local_time(system) > system.slot)
+    return system.active & (local_time(system, xp) > system.slot)
 
 
 def transmit_time(
@@ -476,6 +478,7 @@ def check_channels(h: ArrayLike, num_devices: int) -> jax.Array:
     if not h.shape or h.shape[-1] != num_devices:
         raise ValueError(
             f"h must have one gain for each of {num_devices} devices; got shape {h.shape}"
+            f"{turned('h', h.shape, num_devices)}"
         )
     require("h", h, *CHANNEL_RANGE, hint=DECIBEL_HINT)
     return as_floats(h)
@@ -501,7 +504,7 @@ def check_system(system: System) -> System:
         raise refuse("system.access", f"one of {', '.join(ACCESS)}", system.access)
     names = [name for name in RANGES if name in SYSTEM_RANGES or fields[name] is not None]
     values = {name: real(f"system.{name}", fields[name]) for name in names}
-    active = _flags("system.active", system.active)
+    active = flags("system.active", system.active)
     _check_devices({name: values.get(name, active) for name in PER_DEVICE})
     _check_flexible(values, active)
     known = not isinstance(active, jax.core.Tracer)
@@ -513,11 +516,9 @@ def check_system(system: System) -> System:
             if not known or isinstance(value, jax.core.Tracer):
                 continue
             value = np.where(active, value, np.asarray(low + 1.0, value.dtype))  # padding is free
-        require(f"system.{name}", value, low, included)
+        hint = DBM_HINT if name in ("noise_power", "max_power") else ""
+        require(f"system.{name}", value, low, included, hint)
     floats = {name: as_floats(value) for name, value in values.items()}
-    for name, value in floats.items():
-        if isinstance(fields[name], (int, float)):
-            value.setflags(write=False)  # for ``once_per_system``
     return system.replace(**floats, active=active)
 
 
@@ -531,19 +532,10 @@ def _check_flexible(values: dict[str, Any], active: Any) -> None:
             continue
         raise ValueError(
             f"system.{name} must be one number or have one entry for each of {num_devices} "
-            f"devices on its last axis; got shape {shape}. One number for each of N systems "
-            f"has shape [N, 1]"
+            f"devices on its last axis; got shape {shape}{turned(name, shape, num_devices)}. One "
+            f"number for each of N systems has shape [N, 1]"
+            + (f": pass {name}[:, None] of shape {(*shape, 1)}" if len(shape) == 1 else "")
         )
-
-
-def _flags(name: str, value: ArrayLike) -> Any:
-    """Return booleans as an array; 0 and 1 are as good."""
-    if jnp.issubdtype(getattr(value, "dtype", type(value)), jnp.bool_):
-        return value if isinstance(value, jax.Array) else np.asarray(value)
-    value = real(name, value)
-    if not is_traced(value) and not np.all((value == 0) | (value == 1)):
-        raise refuse(name, "True or False", np.asarray(value))
-    return value.astype(bool)
 
 
 def _check_devices(fields: dict[str, Any]) -> None:
@@ -564,6 +556,7 @@ def _check_devices(fields: dict[str, Any]) -> None:
             raise ValueError(
                 f"system.{name} must be one number or have one entry for each of {num_devices} "
                 f"devices on its last axis, like task_bits; got shape {value.shape}"
+                f"{turned(name, value.shape, num_devices)}"
             )
 
 
@@ -603,3 +596,4 @@ RANGES = SYSTEM_RANGES | ADDED_RANGES
 CHANNEL_RANGE = (0.0, True)
 COMPLEX_HINT = ": pass abs(h)"
 DECIBEL_HINT = "; gains in dB become amplitudes by sqrt(meco_jax.from_db(h))"
+DBM_HINT = "; powers in dBm become W by meco_jax.from_dbm"

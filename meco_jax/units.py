@@ -50,6 +50,7 @@ UNITS = {
     "throughput": "bit/s",
     "lifetime": "s",
     "db": "dB",
+    "snr_db": "dB",
 }
 """The units of fields, the same in every class; other fields have none [-]."""
 

@@ -1,12 +1,16 @@
 """Input whose meaning would be lost is refused, by name, before any compute; or understood."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import meco_jax
-from meco_jax import System, pad_devices, sample_channels, solve, table1
+from meco_jax import System, pad_devices, sample_channels, solve, table1, wpmec
+from meco_jax.runtime.checks import flags, per_device
+from meco_jax.system import check_channels, check_system
 
 K = 3
 H = np.array([1e-3, 5e-4, 2e-3])
@@ -84,6 +88,7 @@ def test_shapes_without_a_system(h, message):
         ({"slot": None}, "system.slot must be real numbers; got None"),
         ({"slot": [0.5, 0.6]}, r"system.slot must have batch axes that broadcast against \(4,\)"),
         ({"slot": 0.5 + 0j}, "system.slot must be real numbers; got"),
+        ({"noise_power": -90.0}, "above 0; got -90.0; powers in dBm become W by meco_jax.from_dbm"),
         ({"noise_power": 1e-50}, "system.noise_power must be finite and above 0; got 1e-50, 0.0"),
         ({"log_base": 1 + 1e-9}, "system.log_base must be finite and above 1; got 1.000000001"),
         ({"task_bits": np.full(K, 1e39)}, "system.task_bits must be finite and at least 0; got 1e"),
@@ -234,7 +239,7 @@ def test_what_is_a_number_is_taken():
 @pytest.mark.parametrize("name", ["mcos", "allocate", "repair"])
 def test_public_schemes_take_batches(name):
     h = np.asarray(sample_channels(jax.random.key(1), table1(K), 4)).reshape(2, 2, K)
-    decision = (np.ones(K),) if name in ("allocate", "repair") else ()
+    decision = ([True] * K,) if name in ("allocate", "repair") else ()
     call = getattr(meco_jax, name)
     found = call(table1(K), h, *decision)
     assert found.power.shape == (2, 2, K)
@@ -261,3 +266,174 @@ def test_an_infeasible_answer_sends_nothing(method):
     for leaf in (found.offload, found.power, found.time):
         assert np.all(leaf == 0)
     assert np.all(np.isinf(found.energy))
+
+
+class Tensor:
+    """What is used of a tensor of PyTorch's, which tests do without."""
+
+    __module__ = "torch"
+
+    def __init__(self, values, requires_grad=False, readable=True):
+        self.values, self.requires_grad, self.readable = values, requires_grad, readable
+        self.shape = np.shape(values)
+        self.ndim = len(self.shape)
+
+    def numpy(self, force):
+        if not self.readable:  # as of bfloat16
+            raise TypeError("Got unsupported ScalarType BFloat16")
+        assert force  # from any device
+        return np.asarray(self.values)
+
+    def float(self):
+        return Tensor(np.asarray(self.values, np.float32))
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+
+def tensors(values, kind=None, requires_grad=False):
+    """A stand-in, and a real tensor where PyTorch is there."""
+    yield Tensor(values, requires_grad, readable=kind != "bfloat16")
+    try:
+        import torch
+    except ImportError:
+        return
+    yield torch.tensor(values, dtype=kind and getattr(torch, kind), requires_grad=requires_grad)
+
+
+@pytest.mark.parametrize("kind", [None, "bfloat16"])
+def test_tensors_are_taken(kind):
+    """Gains, fields, decisions, flags; alone and in a list."""
+    for h in tensors(H.tolist(), kind):
+        np.testing.assert_allclose(check_channels(h, K), H, rtol=1e-2 if kind else 1e-7)
+        np.testing.assert_allclose(check_channels([h, h], K), [H, H], rtol=1e-2 if kind else 1e-7)
+        checked = check_system(system(cpu_hz=h, active=next(tensors([True, False, True]))))
+        np.testing.assert_allclose(checked.cpu_hz, H, rtol=1e-2 if kind else 1e-7)
+        np.testing.assert_array_equal(checked.active, [True, False, True])
+    for a in (*tensors([1, 0, 1]), *tensors([True, False, True]), [True, False, True]):
+        np.testing.assert_array_equal(per_device("offload", a, K, "decision"), [1, 0, 1])
+        np.testing.assert_array_equal(flags("system.active", a), [True, False, True])
+
+
+def test_a_gradient_is_never_lost_silently():
+    for h in tensors(H.tolist(), requires_grad=True):
+        for call in (
+            lambda h: solve(h, system()),
+            lambda h: solve([h, h], system()),
+            lambda h: solve(H, system(cpu_hz=h)),
+            lambda h: pad_devices(system(cpu_hz=h), 4),
+            lambda h: per_device("offload", h, K, "decision"),
+        ):
+            with pytest.raises(ValueError, match=r"must be a tensor without a gradient, .*detach"):
+                call(h)
+
+
+class Symbolic:
+    """As other libraries have it: there are no numbers to read."""
+
+    shape = (K,)
+
+    def __array__(self, dtype=None, copy=None):
+        raise NotImplementedError("Cannot convert a symbolic tensor")
+
+
+def test_arrays_of_other_libraries_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"h must be real numbers; got <.*Symbolic"):
+        solve(Symbolic(), system())
+    with pytest.raises(ValueError, match=r"task_bits must be real numbers; got <.*Symbolic"):
+        solve(H, system(task_bits=Symbolic()))
+
+
+def test_tensors_without_numbers_are_refused_by_name():
+    torch = pytest.importorskip("torch")
+    for h in (torch.ones(K, device="meta"), torch.eye(K).to_sparse()):
+        with pytest.raises(ValueError, match="h must be a dense tensor of real numbers; got"):
+            solve(h, system())
+
+
+def rows(*names, **fields):
+    """Fields as .mat files have them, ``[1, K]``."""
+    names = ("task_bits", "cycles_per_bit", "cpu_hz", *names)
+    return system(**{name: np.asarray(getattr(system(), name))[None] for name in names} | fields)
+
+
+SIX = np.full(6, 0.1)  # a sweep, against 7 channels
+SEVEN = np.tile(H, (7, 1))
+
+
+@pytest.mark.parametrize(
+    ("h", "system", "advice"),
+    [
+        (SEVEN, system(slot=SIX), "slot[:, None] of shape (6, 1): the answers are then (6, 7)"),
+        (SEVEN, system(noise_power=SIX), "pass noise_power[:, None] of shape (6, 1)"),
+        (SEVEN, system(noise_power=SIX[:, None]), "pass noise_power[:, None] of shape (6, 1, 1): "),
+        (SEVEN, system(slot=SIX[:K]), "pass slot[:, None] of shape (3, 1)"),
+        (SEVEN, system(chip=SIX[:K, None]), "pass chip[:, 0] of shape (3,). If 3 systems are "),
+        (SEVEN, system(chip=SIX[:K, None]), "meant, pass chip[:, None] of shape (3, 1, 1)"),
+        (SEVEN, rows(chip=SIX[:K]), "pass chip[None], or task_bits[0] of shape (3,)"),
+        (H, system(cpu_hz=np.full((K, 1), 1e9)), "pass cpu_hz[:, 0] of shape (3,)"),
+        (H, system(cpu_hz=np.full((1, 1), 1e9)), "pass cpu_hz.item()"),
+        (H, system(cpu_hz=np.full((K, 7), 1e9)), "pass cpu_hz.T of shape (7, 3)"),
+        (SEVEN.T, system(), "pass h.T of shape (7, 3)"),
+        (H[:, None], system(), "pass h[:, 0] of shape (3,)"),
+    ],
+)
+def test_shapes_are_refused_with_the_shape_to_pass(h, system, advice):
+    with pytest.raises(ValueError, match=re.escape(advice)):
+        solve(h, system, "mcos")
+
+
+def view(base):
+    return np.broadcast_to(base, base.shape)
+
+
+def frozen(base):
+    """Its own array, which another view may write all the same."""
+    base.setflags(write=False)
+    return base
+
+
+def shared(base):
+    """JAX's array in the memory of NumPy's, where that is aligned."""
+    return jax.device_put(base)
+
+
+@pytest.mark.parametrize("share", [np.asarray, view, frozen, shared])
+def test_what_is_written_after_a_call_counts_in_the_next(share):
+    kind = np.float32 if share is shared else np.float64  # of which JAX makes none
+    memory = np.zeros(K + 16, kind)
+    start = -(memory.ctypes.data // memory.itemsize) % (64 // memory.itemsize)  # aligned
+    for field, given, check in (
+        ("task_bits", system, check_system),
+        ("weight", wpmec.WPMEC, wpmec.system.check_system),
+    ):
+        base, writer = memory[start : start + K], memory[start : start + K]
+        writer[:] = 1e6
+        made = given(**{field: share(base)})
+        assert check(made) is check(made)  # worked out once
+        np.testing.assert_array_equal(getattr(check(made), field), 1e6)
+        writer[:] = 2e6
+        np.testing.assert_array_equal(getattr(check(made), field), getattr(made, field))
+
+
+def test_a_view_that_is_written_later_is_solved_anew():
+    base = np.full(K, 1e6)
+    made = system(task_bits=np.broadcast_to(base, (K,)), cycles_per_bit=300, cpu_hz=1.5e9)
+    solve(H, made, "mcos")
+    base *= 1.5
+    assert solve(H, made, "mcos").energy == solve(H, system(task_bits=base), "mcos").energy
+
+
+def test_arguments_are_copied():
+    """A program may still run when a call has returned and the next slot is written."""
+    h, bits = H.astype(np.float32), np.full(K, 1e6, np.float32)
+    a, active = np.ones(K, np.float32), np.ones(K, bool)
+    checked = check_system(system(task_bits=bits, active=active))
+    for given, used in (
+        (h, check_channels(h, K)),
+        (a, per_device("offload", a, K, "decision")),
+        (bits, checked.task_bits),
+        (active, checked.active),
+    ):
+        assert used.dtype == given.dtype
+        assert not np.shares_memory(given, used)

@@ -18,7 +18,7 @@ ORDER = (
     "batching",
     "wpmec.system", "wpmec.devices", "wpmec.bounds", "wpmec.enumeration", "wpmec.search",
     "wpmec.schemes", "wpmec.solver", "solver", "benchmarks", "warmup", "evaluation",
-    "figures",
+    "figures", "slips", "explanation",
     "simulation.scenario", "simulation.draws", "simulation.channels", "simulation.tasks",
     "simulation.transmission", "simulation.margins", "simulation.simulate",
     "simulation.calibrate", "simulation.metrics", "simulation.interference",

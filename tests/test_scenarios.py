@@ -3,7 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meco_jax import sample_channels, sample_mixtures, sample_systems, table1, train, train_policy
+from meco_jax import (
+    explain,
+    sample_channels,
+    sample_mixtures,
+    sample_systems,
+    table1,
+    train,
+    train_policy,
+)
 from meco_jax.runtime.settings import as_key
 from meco_jax.system import ADDED_PER_DEVICE
 
@@ -53,6 +61,7 @@ def test_mixtures_extend_the_plain_draw(key):
     off = [np.all(np.isclose(getattr(system, name), neutral.get(name, 0.0), atol=0), axis=1)
            for name in (*neutral, *ADDED_PER_DEVICE)]  # fmt: skip
     np.testing.assert_allclose(np.mean([*off, part > 1], axis=1), 0.5, atol=0.1)
+    assert explain(h, system).slips == ()  # nothing looks like a slip of unit
 
 
 KEYS = {

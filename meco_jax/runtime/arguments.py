@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from meco_jax import system as sy
-from meco_jax.runtime.checks import broadcast, is_traced, per_device, refuse
+from meco_jax.runtime.checks import broadcast, is_traced, per_device, refuse, turned
 from meco_jax.runtime.memory import once_per_system
 from meco_jax.system import ArrayLike, System
 
@@ -135,16 +135,37 @@ def check_batch(system: System, *arrays: jax.Array) -> None:
     shapes = _batch_shapes(system, *arrays)
     if not any(shapes.values()):
         return
-    broadcast(shapes)
     number = arrays[0].shape[-1]
     fields = {f"system.{name}" for name in sy.per_device(system)}
     for name, shape in shapes.items():
+        if (
+            name in fields
+            or not name.startswith("system.")
+            or shape[-1:] != (number,)
+            or number < 2
+        ):
+            continue
         # Channels of a sweep of slots or bases may bring the axis along: no device has its own.
         others = fields | ({"h"} if name in ("system.slot", "system.log_base") else set())
-        if name.startswith("system.") and name not in fields and shape[-1:] == (number,) != (1,):
-            if any(shapes.get(other, ())[-1:] == (number,) for other in others):
-                continue
-            raise ValueError(
-                f"{name} must be one value for all devices of a system; got shape {shape} for "
-                f"{number} devices. If {number} systems are meant, give task_bits the axis too"
-            )
+        if not any(shapes.get(other, ())[-1:] == (number,) for other in others):
+            raise _per_device_error(system, name.removeprefix("system."), shape)
+    leaves = {f"system.{name}": np.shape(leaf) for name, leaf in sy.leaves(system).items()}
+    broadcast(shapes, {n: leaves.get(n, (*s, number))[len(s) :] for n, s in shapes.items()})
+
+
+def _per_device_error(system: System, name: str, shape: tuple[int, ...]) -> ValueError:
+    """Make the error of a number per system whose last axis is as long as there are devices."""
+    rows = [field for field in sy.PER_DEVICE if np.shape(getattr(system, field))[:-1] == (1,)]
+    if rows and name in sy.FLEXIBLE and len(shape) == 1:  # beside rows from a .mat file
+        return ValueError(
+            f"system.{name} must have the shape of system.{rows[0]}, {(1, *shape)}, for an entry "
+            f"per device; got shape {shape}: pass {name}[None], or {rows[0]}[0] of shape {shape}"
+        )
+    whole = np.shape(getattr(system, name))
+    index = ", ".join([*[":"] * len(shape), "None"])
+    column = turned(name, whole, shape[-1]).replace("pass", "for an entry per device pass")
+    return ValueError(
+        f"system.{name} must be one value for all devices of a system; got shape {whole} for "
+        f"{shape[-1]} devices{column}. If {shape[-1]} systems are meant, pass {name}[{index}] of "
+        f"shape {(*shape, 1, *whole[len(shape) :])}, or give task_bits the axis too"
+    )

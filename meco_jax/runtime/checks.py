@@ -6,6 +6,7 @@ parts, masks, units, words.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 SHOWN = 60  # most characters of a value in a message
+TORCH_RULE = (
+    "a tensor without a gradient, which NumPy would lose: pass it by .detach(), or through the "
+    "torch.autograd.Function of GUIDE.md"
+)
 _probe = jax.jit(lambda: np.int32(0))
 
 
@@ -62,8 +67,7 @@ def real(name: str, value: Any, complex_hint: str = "") -> jax.Array | np.ndarra
         ValueError: if it is no array of real numbers: None, words, objects, rows of different
             lengths, booleans, complex numbers, numbers with a unit, masked entries.
     """
-    if type(value) is not np.ndarray and not isinstance(value, jax.Array):
-        value = _converted(name, value)
+    value = to_array(name, value)
     kind = value.dtype
     if getattr(kind, "kind", "") in ("f", "i", "u"):  # the usual case, and quick
         return value  # type: ignore[no-any-return]
@@ -75,8 +79,15 @@ def real(name: str, value: Any, complex_hint: str = "") -> jax.Array | np.ndarra
     return value  # type: ignore[no-any-return]
 
 
-def _converted(name: str, value: Any) -> jax.Array | np.ndarray:
-    """Make an array of what is none yet."""
+def to_array(name: str, value: Any) -> jax.Array | np.ndarray:
+    """Return an array of any kind of entries: JAX's as it is, all else as NumPy's.
+
+    Raises:
+        ValueError: if it is none: None, words, rows of different lengths, numbers with a unit,
+            masked entries, a tensor whose gradient would be lost.
+    """
+    if type(value) is np.ndarray or isinstance(value, jax.Array):
+        return value  # type: ignore[no-any-return]
     if type(value) in (float, int):
         return np.asarray(value)
     if value is None or isinstance(value, (str, bytes, dict, set)):
@@ -86,12 +97,58 @@ def _converted(name: str, value: Any) -> jax.Array | np.ndarray:
     unit = getattr(value, "unit", getattr(value, "units", None))
     if unit is not None:
         raise refuse(name, "plain numbers in SI units", f"numbers in {unit}")
+    value = _without_torch(name, value)
     try:
         if is_traced(value):
             return jnp.asarray(value)  # a list of tracers
         return np.asarray(value)
-    except (TypeError, ValueError):  # rows of different lengths
+    except Exception:  # rows of different lengths; what other libraries raise where they refuse
         raise refuse(name, "real numbers", value) from None
+
+
+def _without_torch(name: str, value: Any) -> Any:
+    """Return PyTorch's tensors, alone or in lists, as NumPy's arrays, and all else as it is."""
+    if isinstance(value, (list, tuple)):
+        return [_without_torch(name, x) for x in value] if _holds_torch(value) else value
+    if not _is_torch(value):
+        return value
+    if value.requires_grad:
+        raise refuse(name, TORCH_RULE, f"{type(value).__name__} with requires_grad=True")
+    try:
+        try:
+            return value.numpy(force=True)  # from any device
+        except TypeError:  # bfloat16 and its like
+            return value.float().numpy(force=True)
+    except Exception:  # sparse, meta, quantised, or inside a transformation of PyTorch's
+        raise refuse(name, "a dense tensor of real numbers", value) from None
+
+
+def _holds_torch(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_torch, value))
+    return _is_torch(value)
+
+
+def _is_torch(value: Any) -> bool:
+    """Tell a tensor, or one of a class made from it, by the name of the module: no dependency."""
+    classes = type(value).__mro__
+    return any(c.__module__.partition(".")[0] == "torch" for c in classes) and hasattr(
+        value, "requires_grad"
+    )
+
+
+def flags(name: str, value: Any) -> jax.Array | np.ndarray:
+    """Return booleans as an array that is nobody else's; 0 and 1 are as good.
+
+    Raises:
+        ValueError: if they are neither.
+    """
+    value = to_array(name, value)
+    if not jnp.issubdtype(value.dtype, jnp.bool_):
+        value = real(name, value)
+        if not is_traced(value) and not np.all((value == 0) | (value == 1)):
+            raise refuse(name, "True or False", np.asarray(value))
+    return value if value.dtype == bool and isinstance(value, jax.Array) else value.astype(bool)
 
 
 def require(name: str, value: Any, low: float, included: bool, hint: str = "") -> None:
@@ -125,12 +182,15 @@ def per_device(name: str, value: Any, num_devices: int, what: str) -> Any:
     Raises:
         ValueError: if they are no real numbers, or not one ``what`` per device.
     """
-    if jnp.issubdtype(getattr(value, "dtype", float), jnp.bool_):
+    value = to_array(name, value)
+    if jnp.issubdtype(value.dtype, jnp.bool_):
         value = value.astype(jnp.result_type(float))
     value = real(name, value)
     if not value.shape or value.shape[-1] != num_devices:
-        rule = f"one {what} for each of {num_devices} devices"
-        raise ValueError(f"{name} must have {rule}; got shape {value.shape}")
+        raise ValueError(
+            f"{name} must have one {what} for each of {num_devices} devices; got shape "
+            f"{value.shape}{turned(name, value.shape, num_devices)}"
+        )
     return as_floats(value)
 
 
@@ -144,8 +204,14 @@ def zero_or_one(name: str, value: Any) -> None:
         raise refuse(name, "0 or 1", wrong.flat[0].item())
 
 
-def broadcast(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+def broadcast(
+    shapes: Mapping[str, tuple[int, ...]], cores: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[int, ...]:
     """Broadcast batch axes, by the name of the argument that has them.
+
+    Args:
+        shapes: batch axes by name.
+        cores: the axes after these by name, where there are any.
 
     Raises:
         ValueError: if they do not fit.
@@ -155,10 +221,31 @@ def broadcast(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
         try:
             together = np.broadcast_shapes(together, shape)
         except ValueError:
+            pairs = (*shape, *[1] * len(together), *(cores or {}).get(name, ()))
+            index = ", ".join([":"] * len(shape) + ["None"] * len(together))
             raise ValueError(
-                f"{name} must have batch axes that broadcast against {together}; got {shape}"
+                f"{name} must have batch axes that broadcast against {together}; got {shape}. If "
+                f"every pair is meant, pass {_short(name)}[{index}] of shape {pairs}: the answers "
+                f"are then {(*shape, *together)}"
             ) from None
     return together
+
+
+def turned(name: str, shape: tuple[int, ...], num_devices: int) -> str:
+    """Say what to pass where the devices are on another axis than the last, as MATLAB has them."""
+    name = _short(name)
+    if len(shape) > 1 and set(shape) == {1}:
+        return f": pass {name}.item()"
+    if shape == (num_devices, 1):
+        return f": pass {name}[:, 0] of shape {shape[:1]}"
+    if len(shape) == 2 and shape[0] == num_devices:
+        return f": pass {name}.T of shape {shape[::-1]}"
+    return ""
+
+
+def _short(name: str) -> str:
+    """Return a field's name as it is given to its class."""
+    return name.rpartition(".")[2]
 
 
 def in_range(value: Any, low: float, included: bool) -> Any:
@@ -167,9 +254,13 @@ def in_range(value: Any, low: float, included: bool) -> Any:
 
 
 def as_floats(value: Any) -> Any:
-    """Cast to the floats that JAX computes with: NumPy's stay NumPy's, jit takes them quickest."""
+    """Cast to the floats that JAX computes with: NumPy's stay NumPy's, jit takes them quickest.
+
+    NumPy's are copied, since a program may still read its arguments after a call has returned,
+    when the caller writes the next slot into the same array.
+    """
     kind = np.float64 if jax.config.jax_enable_x64 else np.float32  # type: ignore[attr-defined]
-    if value.dtype == kind:
+    if value.dtype == kind and isinstance(value, jax.Array):
         return value
     with np.errstate(over="ignore", under="ignore"):
         return value.astype(kind)
