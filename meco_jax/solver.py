@@ -104,6 +104,7 @@ def solve(
         A ``Solution``. A channel whose forced devices do not fit, into the slot or into the
         edge's cycles, is infeasible:
         ``feasible`` False, ``energy`` and ``lower_bound`` infinite, powers and times 0.
+        ``meco_jax.explain`` says why.
 
     Raises:
         ValueError: eagerly, if a value is out of range; at any time, if a shape is wrong, the

@@ -55,9 +55,8 @@ MASKED = np.ma.masked_array(H, [False, True, False])
 )
 def test_gains_that_mean_something_else_are_refused(h, rule):
     for call in (solve, meco_jax.pcos, meco_jax.repair):
-        arguments = (h, system()) if call is solve else (system(), h)
         with pytest.raises(ValueError, match=f"h must be {rule}"):
-            call(*arguments, **({"offload": np.ones(K)} if call is meco_jax.repair else {}))
+            call(h, system(), **({"offload": np.ones(K)} if call is meco_jax.repair else {}))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +173,7 @@ def test_rows_and_numbers_of_matlab_are_understood():
     ("arguments", "message"),
     [
         ({"system": "optimal"}, "system must be a meco_jax.System; got 'optimal'"),
-        ({"policy": "file.npz"}, "policy must be trained or from .*; got 'file.npz'"),
+        ({"policy": "file.npz"}, "policy must be read first, as by meco_jax.load_policy.*'file.npz'"),
         ({"method": None}, "method must be one of .*; got None"),
         ({"method": ["bcos"]}, "method must be one of .*; got"),
         ({"effort": True}, "effort must be an integer from 0 to 12; got True"),
@@ -203,13 +202,13 @@ def test_other_arguments_of_solve_are_named(arguments, message):
         ),
         (lambda: pad_devices(system(), 2), "num_devices must be at least 3; got 2"),
         (lambda: pad_devices(system(), 4.5), "num_devices must be an integer of at least 3"),
-        (lambda: meco_jax.allocate(system(), H, np.full(K, 2)), "offload must be from 0 to 1; got"),
-        (lambda: meco_jax.allocate(system(), H, np.full(K, 0.5)), "offload must be 0 or 1; got"),
-        (lambda: meco_jax.allocate(system(), H, [1, 0]), "offload must have one decision for each"),
-        (lambda: meco_jax.repair(system(), H, np.full(K, -1)), "offload must be from 0 to 1; got"),
-        (lambda: meco_jax.repair(system(), H, np.full(K, np.nan)), "offload must be from 0 to 1"),
+        (lambda: meco_jax.allocate(H, system(), np.full(K, 2)), "offload must be from 0 to 1; got"),
+        (lambda: meco_jax.allocate(H, system(), np.full(K, 0.5)), "offload must be 0 or 1; got"),
+        (lambda: meco_jax.allocate(H, system(), [1, 0]), "offload must have one decision for each"),
+        (lambda: meco_jax.repair(H, system(), np.full(K, -1)), "offload must be from 0 to 1; got"),
+        (lambda: meco_jax.repair(H, system(), np.full(K, np.nan)), "offload must be from 0 to 1"),
         (
-            lambda: meco_jax.repair(system(), np.stack([H] * 2), np.ones((3, K))),
+            lambda: meco_jax.repair(np.stack([H] * 2), system(), np.ones((3, K))),
             "offload must have batch axes that broadcast",
         ),
         (lambda: meco_jax.pretrained().decide(system(), np.stack([H])), "h must be one channel"),
@@ -241,17 +240,17 @@ def test_public_schemes_take_batches(name):
     h = np.asarray(sample_channels(jax.random.key(1), table1(K), 4)).reshape(2, 2, K)
     decision = ([True] * K,) if name in ("allocate", "repair") else ()
     call = getattr(meco_jax, name)
-    found = call(table1(K), h, *decision)
+    found = call(h, table1(K), *decision)
     assert found.power.shape == (2, 2, K)
     for i in np.ndindex(2, 2):
-        one = call(table1(K), h[i], *decision)
+        one = call(h[i], table1(K), *decision)
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-6), found, one)
-    traced = jax.jit(lambda h: call(table1(K), h, *decision))(h.reshape(4, K))
+    traced = jax.jit(lambda h: call(h, table1(K), *decision))(h.reshape(4, K))
     np.testing.assert_allclose(traced.energy, found.energy.ravel(), rtol=1e-6)
 
 
 def test_bad_decisions_under_jit_give_nan():
-    decide = jax.jit(lambda a: meco_jax.allocate(system(), H, a))
+    decide = jax.jit(lambda a: meco_jax.allocate(H, system(), a))
     np.testing.assert_array_equal(
         np.isnan(decide(np.array([[1, 1, 1], [1, 2, 0.0]])).energy), [0, 1]
     )

@@ -1,5 +1,6 @@
 """What the documents say of themselves: links, commands, examples, sizes."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README, GUIDE = ROOT / "README.md", ROOT / "meco_jax" / "GUIDE.md"
+THEORY = ROOT / "meco_jax" / "THEORY.md"
 DOCUMENTS = (
-    README, GUIDE, ROOT / ".github" / "CONTRIBUTING.md",
+    README, GUIDE, THEORY, ROOT / ".github" / "CONTRIBUTING.md", ROOT / "tests" / "data" / "README.md",
     ROOT / "experiments" / "README.md", ROOT / "experiments" / "RESULTS.md",
 )  # fmt: skip
 
@@ -48,13 +50,30 @@ def anchors(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path):
     links = re.findall(r"\]\(([^)]+)\)", path.read_text())
-    assert links
+    assert links or path.parent.name == "data"
     for link in links:
         file, _, anchor = link.partition("#")
         if not link.startswith("https://"):
             target = (path.parent / file).resolve() if file else path
             assert target.exists(), link
             assert not anchor or anchor in anchors(target), link
+
+
+def test_no_document_is_left_out():
+    found = {path for path in ROOT.rglob("*.md") if not any(
+        (part.startswith(".") and part != ".github") or part in ("templates", "runs", "build")
+        for part in path.relative_to(ROOT).parts)}  # fmt: skip
+    assert found == set(DOCUMENTS)
+
+
+def test_readme_and_guide_promise_the_same():
+    """What is stable is said in the same words, and is all that a package exports."""
+    names = "`meco_jax`, `meco_jax.benchmarks`, `meco_jax.simulation` and `meco_jax.wpmec`"
+    for path in (README, GUIDE):
+        assert names in " ".join(path.read_text().split()), path
+    for name in re.findall(r"`([\w.]+)`", names):
+        module = importlib.import_module(name)
+        assert all(hasattr(module, each) for each in module.__all__)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

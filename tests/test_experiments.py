@@ -308,8 +308,8 @@ def test_frontier_ranks_the_methods(tmp_path):
     flags = ("--num_devices=3", "--channels=16", "--slow_channels=4", "--nonlinear_channels=2",
              "--latency_calls=3", "--repeats=1", "--num_channels=200", "--batch_size=100",
              "--epochs=4", "--hidden=16,8", "--seconds=5", f"--output_dir={tmp_path}")  # fmt: skip
-    chosen = ("MCOS", "improved from all-local", "BCOS, raw", "solve, certified", "search on the host",
-              "Clarabel, branch and bound")  # fmt: skip
+    chosen = ("MCOS", "improved from all-local", "BCOS, raw", "solve, certified",
+              "search on the host", "Clarabel, branch and bound")  # fmt: skip
     flags += tuple(f"--method={name}" for name in chosen)
     one_line(inside(*flags, "--method=magic", script="frontier"), "--method must be among MCOS; ")
     result = run(*flags, script="frontier")

@@ -362,6 +362,6 @@ def cells(rows: Rows) -> Values:
 VALUES: dict[str, Callable[[Rows], Values]] = {
     function.__name__: function for function in
     (figure4, slopes, constraints, figure5, figure6, figure6_cdf, plane, frontier, decisions,
-     certify, scale, speed, speed_before, droo, realism, realism_sweeps, gradients, lanes, precision,
-     crash_recovery, soak_memory, time_day, time_speed, time_queues, time_outage, cells)
+     certify, scale, speed, speed_before, droo, realism, realism_sweeps, gradients, lanes,
+     precision, crash_recovery, soak_memory, time_day, time_speed, time_queues, time_outage, cells)
 }  # fmt: skip

@@ -38,6 +38,7 @@ from meco_jax.propagation import exponential
 from meco_jax.runtime.checks import (
     as_floats,
     broadcast,
+    flags,
     in_range,
     integer,
     is_traced,
@@ -225,13 +226,7 @@ def check_system(system: WPMEC) -> WPMEC:
     if not isinstance(system, WPMEC):
         raise refuse("system", "a meco_jax.wpmec.WPMEC", system)
     values = {name: real(f"system.{name}", getattr(system, name)) for name in RANGES}
-    active: Any = system.active
-    if not jnp.issubdtype(getattr(active, "dtype", type(active)), jnp.bool_):
-        active = real("system.active", active)
-        if not is_traced(active) and not np.all((active == 0) | (active == 1)):
-            raise refuse("system.active", "True or False", np.asarray(active))
-        active = active.astype(bool)
-    active = active if isinstance(active, jax.Array) else np.asarray(active)
+    active = flags("system.active", system.active)
     shape = values["weight"].shape
     if not shape or not shape[-1]:
         rule = "one entry per device, [..., K], K at least 1"
@@ -251,11 +246,7 @@ def check_system(system: WPMEC) -> WPMEC:
             value = np.where(active, value, np.asarray(low + 1.0, value.dtype))
         require(f"system.{name}", value, low, included)
     floats = {name: as_floats(value) for name, value in values.items()}
-    checked = WPMEC(**floats, active=active)
-    for name, value in vars(checked).items():
-        if isinstance(getattr(system, name), (int, float)):
-            value.setflags(write=False)  # for ``once_per_system``
-    return checked
+    return WPMEC(**floats, active=active)
 
 
 def batch_shape(system: WPMEC, **arrays: Any) -> tuple[int, ...]:
