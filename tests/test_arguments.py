@@ -173,7 +173,7 @@ def test_rows_and_numbers_of_matlab_are_understood():
     ("arguments", "message"),
     [
         ({"system": "optimal"}, "system must be a meco_jax.System; got 'optimal'"),
-        ({"policy": "file.npz"}, "policy must be read first, as by meco_jax.load_policy.*'file.npz'"),
+        ({"policy": "file.npz"}, "policy must be read first, as by .*load_policy.*'file.npz'"),
         ({"method": None}, "method must be one of .*; got None"),
         ({"method": ["bcos"]}, "method must be one of .*; got"),
         ({"effort": True}, "effort must be an integer from 0 to 12; got True"),
