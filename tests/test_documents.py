@@ -12,7 +12,8 @@ README, GUIDE = ROOT / "README.md", ROOT / "meco_jax" / "GUIDE.md"
 THEORY = ROOT / "meco_jax" / "THEORY.md"
 DOCUMENTS = (
     README, GUIDE, THEORY, ROOT / ".github" / "CONTRIBUTING.md",
-    ROOT / "tests" / "data" / "README.md", ROOT / "experiments" / "README.md", ROOT / "experiments" / "RESULTS.md",
+    ROOT / "tests" / "data" / "README.md", ROOT / "experiments" / "README.md",
+    ROOT / "experiments" / "RESULTS.md",
 )  # fmt: skip
 
 

@@ -43,6 +43,19 @@ def mine(tmp_path):
     return tmp_path / "mine.py"
 
 
+def test_a_run_goes_on_with_as_many_processes(tmp_path, capsys):
+    """Two processes' checkpoints are not what one looks for: it must not silently begin anew."""
+    for had, now in ((2, 1), (1, 2), (2, 3)):
+        folder = tmp_path / f"{had}{now}"
+        name = f"process_0_of_{had}" if had > 1 else "step_20"
+        (folder / "checkpoints" / "bcos" / name).mkdir(parents=True)
+        place = trainings.checkpoint_folder(folder, "bcos", 0, had)
+        assert place == folder / "checkpoints" / "bcos" / (name if had > 1 else "")
+        with pytest.raises(SystemExit):
+            trainings.checkpoint_folder(folder, "bcos", 0, now)
+        assert f"--num_processes must be {had} to go on" in capsys.readouterr().err
+
+
 def read(folder):
     with open(folder / "results.csv") as file:
         return list(csv.DictReader(file))

@@ -204,12 +204,11 @@ def train_and_evaluate(
     with progress_bar.Bar(total) as bar:
         for scheme, config in configs.items():
             show = Show(bar, scheme, config, number, folder)
-            place = folder / "checkpoints" / scheme
+            place = checkpoint_folder(folder, scheme, jax.process_index(), count)
             try:
                 policies[scheme], histories[scheme] = train_grid(
                     mine, config, batch_size=FLAGS.lane_batch, report=show,
-                    folder=place / f"process_{jax.process_index()}" if count > 1 else place,
-                    save_seconds=FLAGS.save_seconds,
+                    folder=place, save_seconds=FLAGS.save_seconds,
                 )  # fmt: skip
             except OtherRunError as error:
                 common.other_run(error, PREFIX[scheme])
@@ -221,6 +220,23 @@ def train_and_evaluate(
         columns = {name: values.T for name, values in history.items() if name != "step"}
         history |= {name: values.T for name, values in gather(columns, number).items()}
     return policies, histories, outcomes
+
+
+def checkpoint_folder(folder: Path, scheme: str, process: int, count: int) -> Path:
+    """Name the folder of a process's checkpoints, or stop if the run had other processes.
+
+    Processes share the lanes, so that another number of them would find other trainings.
+    """
+    place = folder / "checkpoints" / scheme
+    mine = f"_of_{count}" if count > 1 else ""
+    for entry in sorted(place.glob("*")):
+        before = entry.name.rpartition("_of_")[2] if entry.name.startswith("process_") else "1"
+        if before != str(count):
+            common.stop(
+                f"--num_processes must be {before} to go on with the run in {folder}; "
+                f"take another --output_dir, or as many processes"
+            )
+    return place / f"process_{process}{mine}" if mine else place
 
 
 class Show:
