@@ -48,7 +48,8 @@ def test_margin_by_hand():
     # t' = (0.05, 0.1) s and (0.05, 0) s: H = 0.005 + 0.055 and 0.005 + 0; E sum H = 0.0325
     assert metrics["violation"] == pytest.approx(0.0325, rel=1e-5)
     assert value - metrics["energy"] == pytest.approx(0.325, rel=1e-5)
-    assert metrics["energy"] == pytest.approx(loss()[1]["energy"], rel=1e-6)  # what is paid stays
+    paid = float(loss()[1]["energy"])
+    assert metrics["energy"] == pytest.approx(paid, rel=1e-6)  # what is paid for stays
 
 
 def test_the_default_computes_the_paper_and_nothing_else(key):
