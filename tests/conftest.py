@@ -7,7 +7,7 @@ from pathlib import Path
 # All test processes share what they compile, the scripts that they start too.
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # the small are many
 # Most of the time is compilation, which takes a quarter without LLVM's own optimisation of what XLA
 # has optimised, and with the older of its two ways to emit code. XLA_FLAGS set to nothing leaves
 # programs as users compile them; other flags, such as an instruction set, are added to these.
