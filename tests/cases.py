@@ -36,6 +36,11 @@ def quick_environment(*flags, **more):
     return os.environ | {"XLA_FLAGS": " ".join((os.environ.get("XLA_FLAGS", ""), *flags))} | more
 
 
+def users_environment(**more):
+    """The environment of scripts without flags of XLA: programs are compiled as users' are."""
+    return {name: text for name, text in os.environ.items() if name != "XLA_FLAGS"} | more
+
+
 def run(*words, script="sweep_k", **keywords):
     """Run a script in a process of its own, as a user does."""
     command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *words]

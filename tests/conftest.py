@@ -1,20 +1,37 @@
 import inspect
 import os
 import subprocess
-from importlib.metadata import version
+import sys
 from pathlib import Path
 
 # All test processes share what they compile, the scripts that they start too.
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # the small are many
 # Most of the time is compilation, which takes a quarter without LLVM's own optimisation of what XLA
-# has optimised, and with the older of its two ways to emit code. A version that does not know
-# these flags would end the process. On the lowest versions .ci/run leaves them away.
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
-    os.environ.setdefault(
-        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    )
+# has optimised, and with the older of its two ways to emit code. XLA_FLAGS set to nothing leaves
+# programs as users compile them; other flags, such as an instruction set, are added to these.
+QUICK = "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"
+
+
+def is_known(flag):
+    """Ask a process of its own: a flag that jaxlib does not know ends the process, saying so."""
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    environment = os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+    return not subprocess.run(command, env=environment, capture_output=True).returncode
+
+
+def quick_flags(given):
+    """Add to the given flags those of ``QUICK`` that they do not set and jaxlib knows."""
+    missing = [flag for flag in QUICK if flag.split("=")[0] not in given]
+    if missing and not is_known(" ".join(missing)):
+        missing = [flag for flag in missing if is_known(flag)]
+    return " ".join([*given.split(), *missing])
+
+
+# Workers of pytest-xdist have the environment of the process that starts them.
+if os.environ.get("XLA_FLAGS") != "" and "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XLA_FLAGS"] = quick_flags(os.environ.get("XLA_FLAGS", ""))
 
 import jax
 import matplotlib

@@ -119,17 +119,18 @@ def draws():
 
 
 def one_slot():
-    """A slot of the simulator spends what ``solve`` says."""
+    """A slot of the simulator spends what ``solve`` says, to the rounding of two programs."""
     state, seen = reset(0, Scenario(instance()[1], csi="estimated", rice=1.0))
     decision = mj.solve(seen.h, seen.system, method="mcos")
     _, after, outcome = step(1, state, decision)
     weighted = outcome.energy * seen.system.weight
-    np.testing.assert_array_equal(weighted, decision.energy_per_device)
+    np.testing.assert_allclose(weighted, decision.energy_per_device, rtol=1e-6)
     return {"now": seen.h, "next": after.h, "energy": outcome.energy, "delay": outcome.delay}
 
 
 def check_draws(system, lanes, gains):
-    np.testing.assert_array_equal(lanes.systems.task_bits[0], system.task_bits)
+    """The same bits for every kind of key; to rounding where the program is another."""
+    np.testing.assert_allclose(lanes.systems.task_bits[0], system.task_bits, rtol=1e-6)
     keys = [jax.random.key(7, impl=impl) for impl in ("threefry2x32", "rbg", "unsafe_rbg")]
     for key in (*keys, jax.random.PRNGKey(7), jax.random.key(7), np.int64(7)):
         np.testing.assert_array_equal(mj.sample_channels(key, system, 6), gains)
@@ -138,7 +139,8 @@ def check_draws(system, lanes, gains):
         own = [jax.random.fold_in(key, n) for n in range(2)]
         together = jax.vmap(lambda key: mj.sample_channels(key, system, 6))(jnp.stack(own))
         for alone, mine in zip(own, together):
-            np.testing.assert_array_equal(mj.sample_channels(alone, mj.table1(2), 6), mine[:, :2])
+            drawn = mj.sample_channels(alone, mj.table1(2), 6)
+            np.testing.assert_allclose(drawn, mine[:, :2], rtol=1e-6)
 
 
 def calls():

@@ -94,7 +94,12 @@ def answers(method, seed):
     return system, h, jax.tree.map(np.asarray, found)
 
 
-@pytest.mark.parametrize("method", ["mcos", "mcos_partial", "pcos", "bcos", "one stage", "optimal"])
+NAMED = ("mcos", "mcos_partial", "pcos", "bcos", "optimal")
+
+
+@pytest.mark.parametrize(
+    "method", [*(pytest.param(name, marks=pytest.mark.users) for name in NAMED), "one stage"]
+)
 @settings(max_examples=EXAMPLES)
 @given(seed=seeds)
 def test_no_bound_is_above_the_optimum(method, seed):

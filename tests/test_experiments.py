@@ -193,30 +193,36 @@ def test_killed_damaged_and_resumed(finished, tmp_path):
     assert kept == {path: path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()}
 
 
-@pytest.mark.slow  # each process compiles all for itself
 def test_two_processes_share_the_lanes(finished, tmp_path):
-    """Two processes with two devices each train as one process with one does, bit for bit."""
+    """With as many lanes each as one process had: its program, and so its bits.
+
+    Programs for other numbers of lanes round otherwise, and biases in front of a normalisation
+    have no slope but rounding, which Adam makes steps of.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = quick_environment("--xla_force_host_platform_device_count=2")
-    command = [sys.executable, str(ROOT / "experiments" / "sweep_k.py"), *TINY,
+    command = [sys.executable, str(ROOT / "experiments" / "sweep_k.py"), *TINY, "--seeds=0,1,2,3",
                f"--output_dir={tmp_path}", f"--coordinator_address={address}",
                "--num_processes=2"]  # fmt: skip
     both = [
-        subprocess.Popen([*command, f"--process_id={i}"], stderr=subprocess.PIPE, env=environment)
+        subprocess.Popen(
+            [*command, f"--process_id={i}"], stderr=subprocess.PIPE, env=quick_environment()
+        )
         for i in range(2)
     ]
     errors = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
-    policies = sorted(path.name for path in tmp_path.glob("?cos_k*.npz"))
+    assert len(list(tmp_path.glob("?cos_k*.npz"))) == 2 * 8
+    policies = sorted(path.name for path in finished[0].glob("?cos_k*.npz"))
     assert len(policies) == 2 * 4
     for name in policies:
         together, alone = (np.load(folder / name) for folder in (tmp_path, finished[0]))
         assert together.files == alone.files
         for leaf in together.files:
             np.testing.assert_array_equal(together[leaf], alone[leaf], err_msg=f"{name}, {leaf}")
-    for together, alone in zip(read_results(tmp_path), read_results(finished[0]), strict=True):
+    rows = [row for row in read_results(tmp_path) if row["seed"] in "01"]
+    for together, alone in zip(rows, read_results(finished[0]), strict=True):
         assert together.pop("scheme") == alone.pop("scheme")
         values = [[float(x or "nan") for x in row.values()] for row in (together, alone)]
         np.testing.assert_allclose(*values, rtol=1e-6, atol=1e-6)  # optima in other batches

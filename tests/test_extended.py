@@ -67,7 +67,8 @@ def test_padding_and_order_change_nothing():
     padded = pad_devices(system, K + 2)
     again = solve(np.pad(h, [(0, 0), (0, 2)]), padded, "optimal")
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(again)):
-        np.testing.assert_array_equal(one, np.asarray(other)[:, :K] if one.ndim > 1 else other)
+        other = np.asarray(other)[:, :K] if one.ndim > 1 else other
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-30)  # sums of other lengths
     assert not np.any(np.asarray(again.offload)[:, K:])
     order = np.random.default_rng(0).permutation(K)
     mixed = jax.tree.map(lambda x: x[:, order] if np.ndim(x) > 1 else x, system)

@@ -251,7 +251,7 @@ def test_a_function_is_a_method_like_the_named_ones(rng):
     assert 0 < np.sum(found.feasible) < 9
     check_solution(system.replace(slot=slots), h, found)  # energies per device are filled in
     again = solve(h[:9:2], system.replace(slot=slots[:9:2]), method=equal_times)
-    np.testing.assert_array_equal(again.energy, found.energy[:9:2])
+    np.testing.assert_allclose(again.energy, found.energy[:9:2], rtol=1e-6)  # in other places
     assert meco_jax.solver._solve._cache_size() == programs
     by = lambda h, slot: solve(h, system.replace(slot=slot), method=equal_times)  # noqa: E731
     for other in (jax.jit(by)(h, slots), jax.vmap(by)(h, slots)):

@@ -38,7 +38,8 @@ def test_grid_is_the_product_of_its_axes():
     np.testing.assert_array_equal(grid.seeds, 0)
     for lane, (slot, num_devices) in enumerate(points):
         alone = table1(num_devices, slot, seed=7)
-        np.testing.assert_array_equal(grid.systems.task_bits[lane, :num_devices], alone.task_bits)
+        task_bits = grid.systems.task_bits[lane, :num_devices]
+        np.testing.assert_allclose(task_bits, alone.task_bits, rtol=1e-6)  # drawn alone
         np.testing.assert_array_equal(grid.systems.task_bits[lane, num_devices:], 0)
         assert np.sum(grid.systems.active[lane]) == num_devices
         assert grid.systems.slot[lane] == np.float32(slot)
@@ -49,7 +50,7 @@ def test_grid_is_the_product_of_its_axes():
 def test_grid_is_host_data_inside_other_jitted_code():
     axes = {"num_devices": [2, 3], "slot": [0.3, 0.5]}
     inside = jax.jit(lambda: make_grid(axes).systems.task_bits)()
-    np.testing.assert_array_equal(inside, make_grid(axes).systems.task_bits)
+    np.testing.assert_allclose(inside, make_grid(axes).systems.task_bits, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

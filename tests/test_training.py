@@ -48,7 +48,8 @@ def test_margin_by_hand():
     # t' = (0.05, 0.1) s and (0.05, 0) s: H = 0.005 + 0.055 and 0.005 + 0; E sum H = 0.0325
     assert metrics["violation"] == pytest.approx(0.0325, rel=1e-5)
     assert value - metrics["energy"] == pytest.approx(0.325, rel=1e-5)
-    assert metrics["energy"] == loss()[1]["energy"]  # what is paid for stays
+    paid = float(loss()[1]["energy"])
+    assert metrics["energy"] == pytest.approx(paid, rel=1e-6)  # what is paid for stays
 
 
 def test_the_default_computes_the_paper_and_nothing_else(key):
@@ -189,7 +190,8 @@ def test_training_learns():
     assert np.median(raw.energy) < 0.3 * np.median(local.energy)
     assert np.mean(repaired.energy) < 1.05 * np.mean(repaired.lower_bound)
     used = jax.vmap(partial(sy.transmit_time, system))(h, raw.offload, raw.power)
-    np.testing.assert_array_equal(raw.feasible, np.all(used <= raw.time * (1 + 1e-6), axis=1))
+    spare = np.min((raw.time - used) / 0.5, axis=1)  # within rounding of 0 either is right
+    assert np.all((raw.feasible == (spare >= 0)) | (np.abs(spare) < 1e-5))
     assert np.mean(raw.feasible) > 0.5
 
 
