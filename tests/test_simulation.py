@@ -546,9 +546,9 @@ def test_bad_scenarios(field, value, message):
 
 
 def test_a_scenario_is_checked_when_it_is_made():
-    with pytest.raises(ValueError, match="scenario.fading must be one of block, gauss_markov"):
+    with pytest.raises(ValueError, match="fading must be one of block, gauss_markov"):
         Scenario(table1(3), fading="rayleigh")
-    with pytest.raises(ValueError, match="scenario.queue_size must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="queue_size must be at least 1; got 0"):
         GOOD.replace(queue_size=0)
     assert jax.tree.map(lambda leaf: None, GOOD).fading == "block"  # leaves may be anything
     assert "rate=1 tasks/slot" in repr(GOOD)
