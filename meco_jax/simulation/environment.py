@@ -40,14 +40,17 @@ AUTORESET = {"autoreset_mode": _vector.AutoresetMode.NEXT_STEP} if hasattr(
     _vector, "AutoresetMode") else {}  # fmt: skip
 
 
-def default_scenario() -> Scenario:
+def default_scenario(num_devices: int = DEVICES) -> Scenario:
     """Return the cell of ``ID``: neither everybody nor nobody had better send in it.
 
-    Eight devices of Table 1 whose tasks differ from slot to slot by half of their size, and whose
+    Devices of Table 1 whose tasks differ from slot to slot by half of their size, and whose
     CPUs take a hundredth of the paper's energy. With the paper's CPUs "everybody sends" comes
     within 2 % of the optimum, so that there is little to learn.
+
+    Args:
+        num_devices: K, at least 1.
     """
-    return Scenario(table1(DEVICES).replace(chip=1e-30), size_spread=0.5)
+    return Scenario(table1(num_devices).replace(chip=1e-30), size_spread=0.5)
 
 
 class Rules:
