@@ -234,6 +234,7 @@ def outages(scheme: str) -> Iterator[Study]:
         for (error, x), total in zip(cases, study(program, points, kinds, FLAGS.outage_slots)):
             outage, db = (1.0, x) if method == "backoff" else (x, 0.0)
             found = measures(total)
+            # Gains and estimates are fresh in every slot, so its slots are independent.
             share, number = found["late_slots_fraction"], total["sending_slots"]
             spread = (max(share * (1 - share), 0) / max(number, 1)) ** 0.5
             rows.append({"method": method, "error": error, "outage": outage, "backoff_db": db,
@@ -402,11 +403,12 @@ def filmstrip(scheme: str, number: int) -> list[dict[str, Any]]:
     for slot in range(number):
         key = jax.random.key(FLAGS.seed + 1 + slot)
         state, backlog, decision, outcome = play(key, state)
-        time = np.asarray(decision.time)
+        time, delay = np.asarray(decision.time), np.asarray(outcome.delay)
+        finish = np.where(np.isfinite(delay), delay, np.nan) % FLAGS.slot
         columns = {
             "has_task": backlog > 0, "sends": outcome.sent, "start_s": np.cumsum(time) - time,
             "time_s": time, "power_w": decision.power, "late": outcome.late,
-            "finish_s": np.asarray(outcome.delay) % FLAGS.slot,
+            "finish_s": finish,
         }  # fmt: skip
         for k in range(FLAGS.num_devices):
             own = {name: float(np.asarray(column)[k]) for name, column in columns.items()}

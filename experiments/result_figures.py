@@ -16,7 +16,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from report import result_tables
 from report.result_tables import Rows
-from support import common, csv_tables, gap_plots, plots, realism_plots, time_plots
+from support import agent_plots, common, csv_tables, gap_plots, plots, realism_plots, time_plots
 
 from meco_jax import figures
 
@@ -60,6 +60,7 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {  # by file
     "droo": (("droo",), plots.loss_figure),
     "benchmark": (("benchmark",), plots.benchmark_figure),
     "lanes": (("lanes",), plots.lanes_figure),
+    "learning": (("learning",), agent_plots.agent_figure),
     "realism": (("realism",), realism_plots.steps_figure),
     "realism_sweeps": (("realism_sweeps",), realism_plots.sweeps_figure),
     "soak": (("soak_memory", "soak"), plots.soak_figure),

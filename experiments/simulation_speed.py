@@ -94,7 +94,7 @@ def numpy_loop(system: System, decide: Callable[..., Any]) -> float:
         energy = power * np.where(sends, np.minimum(needed, time), 0) + np.where(keeps, local, 0)
         end = np.cumsum(time, axis=1)
         delay = np.where(sends, end, busy)
-        _ = np.where(late | ~(sends | keeps), np.nan, delay)
+        _ = np.where(late | ~(sends | keeps), np.inf, delay)
         total += float(np.sum(energy, dtype=np.float64))
     return total / (FLAGS.cells * FLAGS.slots)
 

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meco_jax.runtime.atomic import write_atomically
+from meco_jax.runtime.statistics import student_t as student_t
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -57,7 +58,6 @@ STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,  # papers want TrueType
     "figure.constrained_layout.use": True,
 }
-STUDENT_T = (np.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 97.5 %, n - 1 = 1..9
 
 
 def energy_figure(rows: Rows, axis: str) -> Figure:
@@ -230,14 +230,6 @@ def _broken(kept: np.ndarray) -> str:
     shares = 100 * (1 - np.mean(kept, axis=0))
     ends = dict.fromkeys(f"{end:.1f}" for end in (np.min(shares), np.max(shares)))
     return f", {'-'.join(ends)} % break C1-C5"
-
-
-def student_t(number: int) -> float:
-    """Return the 97.5 % quantile of Student's t for the mean of ``number`` values."""
-    if number <= len(STUDENT_T):
-        return STUDENT_T[number - 1]
-    z, inverse = 1.96, 1 / (number - 1)
-    return z + (z**3 + z) / 4 * inverse + (5 * z**5 + 16 * z**3 + 3 * z) / 96 * inverse**2
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:

@@ -44,6 +44,7 @@ UNITS = {
     "delay": "s",
     "bits": "bit",
     "slot_energy": "J",
+    "slot_energy_ci95": "J",
     "delay_mean": "s",
     "delay_95": "s",
     "delay_99": "s",
@@ -51,8 +52,9 @@ UNITS = {
     "lifetime": "s",
     "db": "dB",
     "snr_db": "dB",
+    "Scenario.rate": "tasks/slot",  # where another class has the same name for something else
 }
-"""The units of fields, the same in every class; other fields have none [-]."""
+"""The units of fields by name, or by class and name; other fields have none [-]."""
 
 
 def from_db(db: Number) -> Number:

@@ -16,6 +16,7 @@ from meco_jax.simulation import (
     Scenario,
     backoff,
     calibrate,
+    doppler_frequency,
     jain_index,
     reset,
     robust,
@@ -28,7 +29,8 @@ from meco_jax.simulation.calibrate import PRICES
 from meco_jax.simulation.channels import bessel_j0, gains, next_channel, start_channel
 from meco_jax.simulation.margins import gain_quantile
 from meco_jax.simulation.scenario import check_scenario
-from meco_jax.simulation.tasks import arrivals
+from meco_jax.simulation.simulate import Outcome, _step
+from meco_jax.simulation.tasks import arrivals, arrive, empty_queue
 from meco_jax.simulation.transmission import carry_out, local_costs
 
 K = 5  # other than the sizes of queues and of what is remembered, see ``permuted``
@@ -120,8 +122,8 @@ def test_tasks_are_conserved(eventful):
     assert np.sum(lost) > 0
     assert np.all(np.asarray(outcome.backlog) <= EVENTFUL.queue_size)
     delay, through = np.asarray(outcome.delay), np.asarray(outcome.completed)
-    assert np.all(np.isnan(delay) == ~through)
-    assert np.nanmax(delay) > 2 * 0.5  # one that was retried
+    assert np.all(np.isinf(delay) == ~through)
+    assert np.max(delay[through]) > 2 * 0.5  # one that was retried
     assert np.any(np.asarray(outcome.late) & through)  # saved by the CPU
 
 
@@ -249,6 +251,25 @@ def test_arrivals():
         assert np.var(number) == pytest.approx({"bernoulli": 0.21, "poisson": 0.7}[kind], abs=0.03)
 
 
+def test_many_tasks_arrive_at_once():
+    """Poisson's law up to the highest rate; what finds the queue full is counted, and missed."""
+    scenario = Scenario(table1(1), rate=32.0, arrivals="poisson")
+    devices = jnp.arange(4000)
+    wide = scenario.replace(rate=jnp.full(len(devices), 32.0), system=many(len(devices)))
+    queue = arrive(jax.random.key(1), wide, devices, empty_queue(wide), wide.system.active)
+    assert np.mean(queue.arrived) == pytest.approx(32, abs=4 * (32 / 4000) ** 0.5)
+    assert np.var(queue.arrived) == pytest.approx(32, rel=0.1)
+    np.testing.assert_array_equal(queue.arrived - queue.blocked, queue.length)
+
+
+@pytest.mark.parametrize(("arrivals", "rate", "rule"), [
+    ("every", 0.3, "1"), ("bernoulli", [0.5, 1.5, 1.0], "at most 1"), ("poisson", 40, "at most 32"),
+])  # fmt: skip
+def test_rates_that_cannot_be(arrivals, rate, rule):
+    with pytest.raises(ValueError, match=f'rate must be {rule} for arrivals="{arrivals}"; got '):
+        reset(0, Scenario(table1(3), arrivals=arrivals, rate=rate))
+
+
 def test_queues_against_the_formula():
     """Poisson arrivals, one service per slot: mean rate + rate^2 / (2 (1 - rate)) in the system."""
     rate = 0.7
@@ -260,8 +281,9 @@ def test_queues_against_the_formula():
     # Little's law: who waits, waits for whole slots.
     found = summarise(jax.tree.map(lambda x: x[:, 100:], outcome), 1.0)
     assert found.missed == 0
-    slots = np.floor(np.asarray(outcome.delay)[:, 100:] + 1e-6) + 1
-    assert np.nanmean(slots) * rate == pytest.approx(np.mean(late), rel=0.03)
+    delay, through = (np.asarray(x)[:, 100:] for x in (outcome.delay, outcome.completed))
+    slots = np.floor(delay[through] + 1e-6) + 1
+    assert np.mean(slots) * rate == pytest.approx(np.mean(late), rel=0.03)
 
 
 def small(offload=(1.0, 0.0), time=(0.25, 0.0), power=(0.1, 0.0)):
@@ -330,9 +352,40 @@ def test_summary_by_hand(paper):
     assert (found.missed, found.backlog, found.infeasible) == (0, 1, 0)
 
 
+def test_intervals_of_correlated_slots(paper):
+    """Intervals hold the mean of a series with memory; where it is too short, they are infinite."""
+    rng = np.random.default_rng(0)
+
+    def series(number, memory, cells=400):
+        noise = rng.normal(size=(number, cells))
+        state = [rng.normal(size=cells) / (1 - memory**2) ** 0.5]
+        for one in noise:
+            state.append(memory * state[-1] + one)
+        return 50 + np.array(state[1:]).T
+
+    def summary(energy):  # [N] or [C, N]
+        energy = energy[..., None]
+        fields = {name: np.broadcast_to(np.ravel(leaf)[0], energy.shape)
+                  for name, leaf in zip(Outcome._fields, paper)}  # fmt: skip
+        fields |= {"energy": energy, "feasible": energy[..., 0] > 0, "risk": energy[..., 0]}
+        return summarise(Outcome(**fields), 0.5)
+
+    def share(energies):  # of the intervals that hold 50 J
+        found = [summary(energy) for energy in energies]
+        return np.mean([abs(one.slot_energy - 50) <= one.slot_energy_ci95 for one in found])
+
+    long = series(2000, 0.9)
+    assert 0.92 < share(long) < 0.98
+    assert 60 < summary(long).effective_slots < 180  # 2000 * 0.1 / 1.9 = 105
+    assert summary(series(2000, 0.0, 1)[0]).effective_slots > 1500
+    assert share(long.reshape(50, 8, -1)) > 0.9  # over cells
+    assert summary(series(400, 0.998, 1)[0]).slot_energy_ci95 == np.inf
+    assert summary(long[:1, :]).slot_energy_ci95 == summary(long[0]).slot_energy_ci95
+
+
 def test_your_own_scheme():
     def own(system, h):
-        return mcos(system, h).replace(energy_per_device=None)
+        return mcos(h, system).replace(energy_per_device=None)
 
     scenario = Scenario(table1(4), arrivals="bernoulli", rate=0.5)
     _, outcome = simulate(scenario, own, 0, 20)
@@ -417,6 +470,12 @@ def test_margins_outside_the_simulator():
     ):
         safe, plain = plan(scheme, h), plan(backoff("mcos", 0.0), planned)
         np.testing.assert_allclose(safe.time, plain.time, rtol=1e-5)
+    none = plan(robust("mcos", 0.1, error=0.0), 0 * h)
+    assert not bool(none.feasible)
+    assert np.all(np.isinf(none.energy_per_device))
+    numbers = jnp.float32(0.5), np.array(0.25), np.float32(1.0)
+    assert robust("mcos", *numbers) == robust("mcos", 0.5, 0.25, 1.0)
+    assert hash(backoff("mcos", jnp.float32(3.0))) == hash(backoff("mcos", 3.0))
     method = backoff("mcos", 3.0)
     same = jax.jit(partial(solve, method=method))(h, system)
     np.testing.assert_allclose(same.time, plan(method, h).time, rtol=1e-6)
@@ -440,7 +499,16 @@ def test_cells_hear_each_other():
     few = solve_cells(h, system, cross, method="mcos", rounds=2, tolerance=1e-5)
     assert not bool(few.converged)
     assert float(few.change) > 1e-5
+    within = jax.jit(lambda *gains: solve_cells(gains[0], system, gains[1], "mcos"))
+    for wrong in ((-h, cross), (h * np.nan, cross), (h * np.inf, cross), (h, -cross)):
+        found = within(*wrong)
+        assert not bool(found.converged)
+        assert np.all(np.isnan(found.solution.energy))
     for arguments, message in (
+        ((-h, system, cross), "h must be finite and at least 0; got -0.001"),
+        ((h * np.nan, system, cross), "h must be finite and at least 0; got nan"),
+        ((h, system, cross * np.inf), "cross must be finite and at least 0; got inf"),
+        ((h, system.replace(slot=np.ones(3)), cross), "system.slot must have batch axes"),
         ((h[0], system, cross), "h must have gains of cells and devices"),
         ((h, system, cross[0]), "cross must have shape"),
         ((h, system, -cross), "cross must be finite and at least 0"),
@@ -478,16 +546,37 @@ def test_bad_scenarios(field, value, message):
         reset(0, GOOD.replace(**{field.split(".")[0]: value}))
 
 
-def test_bad_arguments():
+def test_a_scenario_is_checked_when_it_is_made():
+    with pytest.raises(ValueError, match="fading must be one of block, gauss_markov"):
+        Scenario(table1(3), fading="rayleigh")
+    with pytest.raises(ValueError, match="queue_size must be at least 1; got 0"):
+        GOOD.replace(queue_size=0)
+    assert jax.tree.map(lambda leaf: None, GOOD).fading == "block"  # leaves may be anything
+    assert "rate=1 tasks/slot" in repr(GOOD)
+
+
+def test_bad_arguments(paper):
     state, seen = reset(0, GOOD)
     decision = solve(seen.h, seen.system, method="mcos")
     wide = decision.replace(power=np.ones(4))
+    bad = decision.replace(time=np.full(3, np.nan, np.float32))
+    _, _, outcome = _step(jax.random.key(0), state, bad)  # as under jax.jit
+    assert np.all(np.isnan(outcome.energy))
+    assert not bool(outcome.feasible)
+    played = jax.tree.map(np.asarray, paper)
     for call, message in (
         (lambda: reset(0.5, GOOD), "key must be an integer or one PRNG key"),
         (lambda: reset(0, table1(3)), "scenario must be a meco_jax.simulation.Scenario"),
         (lambda: step(0, GOOD, decision), "state must be from reset or step"),
         (lambda: step(0, state, seen.h), "decision must be a meco_jax.Solution"),
         (lambda: step(0, state, wide), "decision.power must have one entry for each of 3"),
+        (lambda: step(0, state, bad), "decision.time must be finite and at least 0; got nan"),
+        (lambda: step(0, state, decision.replace(offload=np.full(3, 2.0))), "from 0 to 1; got 2"),
+        (lambda: step(0, state, decision.replace(feasible=1.0)), "feasible must be one boolean"),
+        (
+            lambda: simulate(state._replace(scenario=GOOD.replace(rice=-1.0)), "mcos", 0, 3),
+            "scenario.rice must be finite and at least 0; got -1",
+        ),
         (lambda: simulate(GOOD, "best", 0, 3), "scheme must be one of bcos, mcos"),
         (lambda: simulate(GOOD, None, 0, 3), "scheme must be one of bcos, mcos"),
         (lambda: simulate(GOOD, "mcos", 0, 0), "num_slots must be at least 1"),
@@ -498,6 +587,12 @@ def test_bad_arguments():
         (lambda: solve(seen.h, GOOD.system, method=robust("mcos", 0.1)), "error must be a number"),
         (lambda: backoff("mcos", -1.0), "db must be finite and at least 0; got -1"),
         (lambda: summarise(seen, 0.5), "outcome must be from meco_jax.simulation.simulate"),
+        (lambda: summarise(played, [0.5, 1.0]), "slot must be one number"),
+        (lambda: summarise(played, 0.5, [True, False]), "active must be one boolean, or one for"),
+        (lambda: summarise(played._replace(energy=-played.energy), 0.5), "outcome.energy must be"),
+        (lambda: jain_index([1.0, -1.0]), "shares must be finite and at least 0; got -1"),
+        (lambda: doppler_frequency(-1.0, 2e9), "speed must be finite and at least 0; got -1"),
+        (lambda: doppler_frequency(1.0, np.nan), "carrier must be finite and at least 0; got nan"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -517,7 +612,7 @@ def test_queues_as_energy():
     found = optimum(jnp.asarray(h, jnp.float32), check_scenario(Scenario(virtual)).system)
     free = system.replace(cpu_hz=np.full(8, 1e13), chip=0.0)  # sending alone costs
     sends = (np.arange(256)[:, None] >> np.arange(8)) % 2
-    sent = np.asarray(allocate(free, h, sends.astype(float)).energy, np.float64)
+    sent = np.asarray(allocate(h, free, sends.astype(float)).energy, np.float64)
     least = np.min(sent + np.sum(waits * (1 - sends), axis=1))
     assert float(found.energy) == pytest.approx(least, rel=1e-4)
     assert 0 < np.sum(found.offload) < 8

@@ -1,4 +1,4 @@
-"""The scripts of cells over time as a user runs them, with tiny flags."""
+"""The scripts of cells over time and of an agent in one, as a user runs them, with tiny flags."""
 
 import csv
 
@@ -14,6 +14,10 @@ TINY = {
         "--outages=0.5", "--errors=0.2", "--backoffs=1,6",
     ),
     "interfering_cells": ("--num_devices=2", "--schemes=mcos", "--distances=100,400", "--draws=2"),
+    "reinforce": (
+        "--num_devices=3", "--num_envs=4", "--updates=3", "--seeds=0,1", "--test_slots=1",
+        "--hidden=4",
+    ),
     "simulation_speed": (
         "--num_devices=2", "--methods=mcos", "--cells=4", "--slots=2", "--repeats=1",
     ),
@@ -46,6 +50,7 @@ def test_over_time_plays_and_draws_again(tmp_path):
 
 @pytest.mark.parametrize(("script", "file"), [
     ("interfering_cells", "cells.csv"), ("simulation_speed", "speed.csv"),
+    ("reinforce", "learning.csv"),
 ])  # fmt: skip
 def test_small_scripts(script, file, tmp_path):
     result = inside(*TINY[script], f"--output_dir={tmp_path}", script=script)

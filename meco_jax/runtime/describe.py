@@ -50,8 +50,10 @@ def _describe_fields(value: Any) -> str:
             fields.pop("name")  # of a Flax module
     left_out = _left_out(value)  # fields that are None unless asked for
     fields = {n: x for n, x in fields.items() if x is not None or n not in left_out}
-    parts = [f"{name}={_describe(x, UNITS.get(str(name), ''))}" for name, x in fields.items()]
-    return f"{type(value).__name__}({', '.join(parts)})"
+    kind = type(value).__name__
+    units = {name: UNITS.get(f"{kind}.{name}", UNITS.get(str(name), "")) for name in fields}
+    parts = [f"{name}={_describe(x, units[name])}" for name, x in fields.items()]
+    return f"{kind}({', '.join(parts)})"
 
 
 def _left_out(value: Any) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,6 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import random as jer
 
+FORKED = (
+    "meco_jax cannot compute in a fork of a process that used it, since JAX's threads are not "
+    'copied; start processes by spawn, as multiprocessing.get_context("spawn") or '
+    'AsyncVectorEnv(..., context="spawn"), or play all cells in one program by '
+    "meco_jax.simulation.environment.make_vec(scenario, num_envs)"
+)
 GUARDS = "jax_transfer_guard_host_to_device", "jax_transfer_guard_device_to_host"
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -24,14 +31,34 @@ _THREEFRY = jer.threefry_prng_impl
 _SPREAD = np.uint32(0x9E3779B9)  # odd: no two words of a key become one
 
 
+_process: int | None = None  # that uses the library
+
+
+def is_forked() -> bool:
+    """Tell whether this is a fork of a process that used the library.
+
+    JAX's threads are not copied by a fork: the first computation would wait for them for ever.
+    """
+    global _process
+    own = os.getpid()
+    if _process is None:
+        _process = own
+    return _process != own
+
+
 def moves_data(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Let a call move its caller's numbers to the device and back under ``jax_transfer_guard``.
 
     That is what the call is for: the guard looks for transfers that nobody asked for.
+
+    Raises:
+        RuntimeError: at a call in a forked process, which would hang.
     """
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if is_forked():
+            raise RuntimeError(FORKED)
         if not any(getattr(jax.config, name) for name in GUARDS):
             return function(*args, **kwargs)  # sooner by 8 us
         with jax.transfer_guard("allow"):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meco_jax.runtime.checks import integer, outside_traces, refuse
+from meco_jax.runtime.checks import integer, one_number, outside_traces, refuse
 from meco_jax.runtime.settings import as_key, moves_data
 from meco_jax.simulation.margins import Robust
 from meco_jax.simulation.scenario import Scenario, check_scenario
@@ -53,7 +53,7 @@ def calibrate(
     local = np.asarray(system.chip * system.cpu_hz**2 * system.cycles_per_bit * system.task_bits)
     usual = float(np.mean(local[np.asarray(system.active)])) or 1.0
     low, high = DECADES
-    outage = float(scheme.outage)
+    outage = float(one_number("scheme.outage", scheme.outage))
     for _ in range(ROUNDS):
         decades = np.linspace(low, high, PRICES)
         prices = jnp.asarray(usual * 10.0**decades, jnp.result_type(float))
@@ -67,13 +67,14 @@ def calibrate(
         first = int(np.argmin(good[::-1]))  # below it all prices keep the outage
         place = len(good) - first if first else 0
         high, low = decades[place], decades[max(place - 1, 0)]
-    return scheme.replace(price=prices[place])
+    return scheme.replace(price=float(prices[place]))
 
 
 @jax.jit
 def _mean_risk(risk: jax.Array, sent: jax.Array) -> jax.Array:
     slots = jnp.any(sent, axis=-1)
-    return jnp.sum(jnp.where(slots, risk, 0.0)) / jnp.maximum(jnp.sum(slots), 1)
+    number = jnp.maximum(jnp.sum(slots, dtype=risk.dtype), 1.0)
+    return jnp.sum(jnp.where(slots, risk, 0.0)) / number
 
 
 def _shares(

@@ -7,16 +7,18 @@ gain, path loss and shadowing. Only its amplitude h enters P1.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from meco_jax.propagation import LIGHT, disc_distance, power_law, rician_amplitude
+from meco_jax.runtime.checks import real, require
 from meco_jax.runtime.describe import short_repr
 from meco_jax.simulation import draws
 from meco_jax.simulation.scenario import Scenario
+from meco_jax.system import Leaf
 
 NODES = 32  # of the mean that is J0 up to ``SERIES_END``: J_64(8) is 1e-50
 SERIES_END = 8.0
@@ -69,14 +71,20 @@ def bessel_j0(x: jax.Array) -> jax.Array:
     return jnp.where(x < SERIES_END, series, beyond)
 
 
-def doppler_frequency(speed: float, carrier: float) -> float:
+def doppler_frequency(speed: Leaf, carrier: Leaf) -> Any:
     """Return the maximum Doppler frequency v f / c [Hz].
 
     Args:
-        speed: v [m/s].
-        carrier: carrier frequency f [Hz].
+        speed: v, at least 0, a number or an array [m/s].
+        carrier: carrier frequency f, at least 0, a number or an array [Hz].
+
+    Raises:
+        ValueError: if a number is known and out of its range.
     """
-    return speed * carrier / LIGHT
+    for name, value in (("speed", speed), ("carrier", carrier)):
+        require(name, value, 0.0, included=True)
+    speeds, carriers = (x if isinstance(x, float) else real("speed", x) for x in (speed, carrier))
+    return speeds * carriers / LIGHT
 
 
 def slot_correlation(scenario: Scenario) -> jax.Array:

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from meco_jax.runtime.arguments import core_leaves
+from meco_jax.batching import invalidate
+from meco_jax.runtime.arguments import batch_shape, check_call, core_leaves
 from meco_jax.runtime.checks import (
     as_floats,
+    in_range,
     inside_trace,
     integer,
     is_traced,
@@ -28,7 +30,7 @@ from meco_jax.runtime.settings import moves_data
 from meco_jax.simulation.margins import check_scheme
 from meco_jax.solution import Solution
 from meco_jax.solver import Scheme, solve
-from meco_jax.system import ArrayLike, System, check_system
+from meco_jax.system import CHANNEL_RANGE, ArrayLike, System
 
 
 @short_repr
@@ -38,7 +40,7 @@ class Cells(NamedTuple):
     solution: Solution  # of every cell ``[C]``, for the noise below
     noise_power: jax.Array  # [C], [C, K] where N0 is per device: with the mean interference [W]
     change: jax.Array  # [] largest relative change of it that one more round would make [-]
-    converged: jax.Array  # [] bool: it is at most the tolerance
+    converged: jax.Array  # [] bool: it is at most the tolerance, and all numbers are in range
     rounds: jax.Array  # [] int32: that were made
 
 
@@ -61,7 +63,8 @@ def solve_cells(
     converges if anything is a fixed point; decisions are binary, so that it may circle: look at
     ``converged``. A cell without a feasible answer sends nothing.
 
-    Works under ``jax.jit`` and ``jax.vmap``; ``method`` runs its jitted form in every round.
+    Works under ``jax.jit`` and ``jax.vmap``; ``method`` runs its jitted form in every round. Gains
+    that are known under these alone, and out of range, give NaN energies in all cells.
 
     Args:
         h: amplitude gains to the own station ``[C, K]`` [-].
@@ -85,19 +88,22 @@ def solve_cells(
     damping_ = one_number("damping", damping)
     if not is_traced(damping_) and not 0 <= damping_ < 1:
         raise refuse("damping", "from 0 to below 1", damping)
-    gains, others = real("h", h), real("cross", cross)
+    gains, system = check_call(h, system)
     if len(gains.shape) != 2:
         raise ValueError(f"h must have gains of cells and devices, [C, K]; got shape {gains.shape}")
+    batch = batch_shape(system, gains)
+    if batch != gains.shape[:1]:
+        rule = f"fields of {len(gains)} cells at most, as h has"
+        raise ValueError(f"system must have {rule}; got a batch of shape {batch}")
+    others = real("cross", cross)
     wanted = (gains.shape[0], *gains.shape)
     if others.shape != wanted:
         raise ValueError(f"cross must have shape [C, C, K], here {wanted}; got {others.shape}")
-    if not is_traced(others):
-        require("cross", others, 0.0, included=True)
+    require("cross", others, *CHANNEL_RANGE)
     run: Any = _iterate
     if inside_trace() and callable(method):
         run = run.__wrapped__  # it may close over what is being recorded
-    system = check_system(system)
-    return run(as_floats(gains), system, as_floats(others), method, rounds, damping, tolerance)
+    return run(gains, system, as_floats(others), method, rounds, damping_, tolerance)
 
 
 @partial(jax.jit, static_argnames="method")
@@ -108,6 +114,7 @@ def _iterate(
     number = h.shape[0]
     own = jnp.eye(number, dtype=bool)[:, :, None]
     power_gain = jnp.where(own, 0.0, jnp.square(cross))
+    valid = jnp.all(in_range(cross, *CHANNEL_RANGE) | own)
     own_noise, rank = core_leaves(system, jnp.asarray)["noise_power"]
     tail = own_noise.shape[own_noise.ndim - rank :]  # of devices, where each has its own
     quiet = jnp.broadcast_to(own_noise.astype(h.dtype), (number, *tail))
@@ -138,4 +145,8 @@ def _iterate(
     none = jnp.zeros((), jnp.int32)
     first = none, quiet, quiet, nothing, jnp.asarray(jnp.inf, quiet.dtype)
     count, _, noise, found, change = jax.lax.while_loop(goes_on, step, first)
-    return Cells(found, noise, change, change <= tolerance, count)
+    valid &= ~jnp.any(jnp.isnan(found.energy))  # of a cell with gains out of range
+    active = jnp.broadcast_to(system.active, h.shape)
+    found = jax.vmap(invalidate, (0, None, 0))(found, valid, active)
+    converged = valid & jnp.all(jnp.isfinite(noise)) & (change <= tolerance)
+    return Cells(found, noise, change, converged, count)

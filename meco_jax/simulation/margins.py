@@ -105,13 +105,27 @@ class Robust(struct.PyTreeNode):
 
         has_task = system.active & (system.task_bits > 0)
         shapes = jax.eval_shape(lambda: decide(self.scheme, system, expected))
-        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         never = jnp.asarray(jnp.inf, expected.dtype)
-        nothing = nothing.replace(
-            energy=nothing.energy + jnp.inf, lower_bound=nothing.lower_bound + jnp.inf
-        )
+        nothing = infeasible(shapes, has_task)
         (*_, plan), _ = jax.lax.scan(refine, (has_task, expected, never, nothing), length=2)
         return plan
+
+
+def infeasible(shapes: Solution, has_task: jax.Array) -> Solution:
+    """Make the answer of a channel that has none: nothing is sent, and all costs are infinite.
+
+    Args:
+        shapes: of an answer of one channel, a pytree.
+        has_task: which devices have one ``[K]`` bool.
+    """
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    costs = "energy", "lower_bound", "delay_cost", "energy_per_device"
+    known = {name: getattr(nothing, name) for name in costs}
+    infinite = {n: jnp.full_like(x, jnp.inf) for n, x in known.items() if x is not None}
+    if "energy_per_device" in infinite:
+        each = infinite["energy_per_device"]
+        infinite["energy_per_device"] = jnp.where(has_task, each, jnp.zeros_like(each))
+    return nothing.replace(**infinite)
 
 
 def robust(
@@ -150,13 +164,12 @@ def robust(
         ValueError: if a number is out of range, ``per`` or ``scheme`` is unknown.
     """
     check_scheme(scheme)
-    _check_share("outage", outage, False)
-    if error is not None:
-        _check_share("error", error, True)
-    _check_share("correlation", correlation, True, low=-1)
+    share = _checked_share("outage", outage, False)
+    deviation = None if error is None else _checked_share("error", error, True)
+    rho = _checked_share("correlation", correlation, True, low=-1)
     if per not in ("slot", "uplink"):
         raise refuse("per", "one of slot, uplink", per)
-    return Robust(outage, error, correlation, scheme, per)
+    return Robust(share, deviation, rho, scheme, per)
 
 
 def backoff(scheme: str | Scheme, db: float) -> Backoff:
@@ -173,8 +186,9 @@ def backoff(scheme: str | Scheme, db: float) -> Backoff:
         ValueError: if ``db`` is negative or ``scheme`` unknown.
     """
     check_scheme(scheme)
-    require("db", one_number("db", db), 0.0, included=True)
-    return Backoff(db, scheme)
+    margin = one_number("db", db)
+    require("db", margin, 0.0, included=True)
+    return Backoff(plain_number(margin), scheme)
 
 
 def decide(scheme: str | Scheme, system: System, h: jax.Array) -> Solution:
@@ -361,14 +375,22 @@ def _rice_density(a: jax.Array, y: jax.Array) -> jax.Array:
     return (a + y) * jnp.exp(-y * y / 2) * i0e(a * (a + y))
 
 
-def _check_share(name: str, value: Any, ends: bool, low: int = 0) -> None:
-    """Raise a ValueError unless a number is from ``low`` to 1."""
-    number = one_number(name, value)
-    if is_traced(number):
-        return
-    good = low <= number <= 1 if ends else low < number < 1
+def _checked_share(name: str, value: Any, ends: bool, low: int = 0) -> Any:
+    """Return a number from ``low`` to 1, as ``plain_number`` does.
+
+    Raises:
+        ValueError: if it is none, or known and out of its range.
+    """
+    number = plain_number(one_number(name, value))
+    good = is_traced(number) or (low <= number <= 1 if ends else low < number < 1)
     if not good:
-        raise refuse(name, f"from {low} to 1{'' if ends else ', both excluded'}", value)
+        raise refuse(name, f"from {low} to 1{'' if ends else ', both excluded'}", number)
+    return number
+
+
+def plain_number(number: Any) -> Any:
+    """Return a known number as Python's, which can be hashed as ``solve`` asks of a method."""
+    return number if is_traced(number) else float(number)
 
 
 def check_scheme(scheme: Any) -> None:

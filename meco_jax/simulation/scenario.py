@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -61,7 +62,7 @@ class Scenario(struct.PyTreeNode):
     shadowing_db: Leaf = 0.0  # standard deviation [dB]
     decorrelation: Leaf = 20.0  # way after which shadowing is correlated by 1/e [m]
     # Tasks. Per device or one number: rate, battery.
-    rate: Leaf = 1.0  # mean arrivals per slot; "every" is one exactly [-]
+    rate: Leaf = 1.0  # mean arrivals per slot; 1 for "every", at most 1 for "bernoulli" [-]
     size_spread: Leaf = 0.0  # sizes are uniform, this part of the mean around it [-]
     deadline: Leaf = 1.0  # D, slots that a task may take, math.inf for none [-]
     battery: Leaf = math.inf  # energy that a device has [J]
@@ -74,6 +75,20 @@ class Scenario(struct.PyTreeNode):
     queue_size: int = struct.field(pytree_node=False, default=1)  # tasks per device; more are lost
     after_miss: str = word("drop")  # what is done with a late task: or "retry", until it is through
     fallback: str = word("none")  # after a late uplink: or "local", if time is left in the slot
+
+    def __post_init__(self) -> None:
+        """Check what chooses the program; the leaves may be placeholders of JAX here.
+
+        Raises:
+            ValueError: if a word is unknown or a size is no integer in its range.
+        """
+        for name, known in WORDS.items():
+            if getattr(self, name) not in known:
+                raise refuse(f"scenario.{name}", f"one of {', '.join(known)}", getattr(self, name))
+        integer("scenario.csi_delay", self.csi_delay, low=0)
+        integer("scenario.queue_size", self.queue_size, low=1)
+        if self.csi_delay and self.csi == "perfect":
+            raise refuse("scenario.csi_delay", 'zero for csi="perfect"', self.csi_delay)
 
 
 RANGES = {  # name: (lower end, whether it is allowed); all must be finite
@@ -92,6 +107,7 @@ RANGES = {  # name: (lower end, whether it is allowed); all must be finite
     "csi_error": (0.0, True),
 }
 AT_MOST_ONE = "size_spread", "csi_error"
+MOST_RATE = {"bernoulli": 1.0, "poisson": 32.0}  # tasks per slot that the draws can bring [-]
 MAY_BE_INFINITE = "deadline", "battery"
 PER_DEVICE = "doppler", "rice", "speed", "shadowing_db", "rate", "battery"
 WORDS = {
@@ -108,18 +124,11 @@ def check_scenario(scenario: Scenario) -> Scenario:
     """Return a scenario of one cell with floating-point leaves, those per device ``[K]``.
 
     Raises:
-        ValueError: if it is no ``Scenario``, a word is unknown, a size is no integer, a field has
-            another shape, or a value is known (it is not under ``jax.jit``) and out of its range.
+        ValueError: if it is no ``Scenario``, a field has another shape, or a value is known (it is
+            not under ``jax.jit``) and out of its range.
     """
     if not isinstance(scenario, Scenario):
         raise refuse("scenario", "a meco_jax.simulation.Scenario", scenario)
-    for name, known in WORDS.items():
-        if getattr(scenario, name) not in known:
-            raise refuse(f"scenario.{name}", f"one of {', '.join(known)}", getattr(scenario, name))
-    integer("scenario.csi_delay", scenario.csi_delay, low=0)
-    integer("scenario.queue_size", scenario.queue_size, low=1)
-    if scenario.csi_delay and scenario.csi == "perfect":
-        raise refuse("scenario.csi_delay", 'zero for csi="perfect"', scenario.csi_delay)
     system = check_system(scenario.system)
     devices = np.shape(system.task_bits)
     if system.access != "tdma":
@@ -135,7 +144,42 @@ def check_scenario(scenario: Scenario) -> Scenario:
     full = {name: jnp.broadcast_to(leaf, devices) for name, leaf in leaves(system).items()
             if name in ("task_bits", "cycles_per_bit", "cpu_hz", "weight", "active")}  # fmt: skip
     numbers = {name: _number(scenario, name, devices) for name in RANGES}
+    _check_rate(scenario)
     return scenario.replace(system=system.replace(**full), **numbers)
+
+
+def is_in_range(scenario: Scenario) -> jax.Array:
+    """Tell whether all numbers but those of the system are in range: the check under ``jax.jit``.
+
+    Args:
+        scenario: from ``check_scenario``.
+    """
+    good = jnp.ones((), bool)
+    for name, (low, included) in RANGES.items():
+        value = getattr(scenario, name)
+        inside = (value >= low) if included else (value > low)
+        if name not in MAY_BE_INFINITE:
+            inside &= value < jnp.inf
+        if name in AT_MOST_ONE:
+            inside &= value <= 1
+        good &= jnp.all(inside)
+    if scenario.arrivals == "every":
+        return good & jnp.all(scenario.rate == 1)
+    return good & jnp.all(scenario.rate <= MOST_RATE[scenario.arrivals])
+
+
+def _check_rate(scenario: Scenario) -> None:
+    """Raise a ValueError if tasks cannot arrive at a known rate by the law of the arrivals."""
+    rate, kind = real("scenario.rate", scenario.rate), scenario.arrivals
+    if is_traced(rate):
+        return
+    known = np.atleast_1d(rate)
+    if kind == "every":
+        wrong, rule = known[known != 1], "1"
+    else:
+        wrong, rule = known[known > MOST_RATE[kind]], f"at most {MOST_RATE[kind]:g}"
+    if wrong.size:
+        raise refuse("scenario.rate", f'{rule} for arrivals="{kind}"', wrong[0].item())
 
 
 def _number(scenario: Scenario, name: str, devices: tuple[int, ...]) -> Any:

@@ -13,17 +13,27 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from meco_jax import system as sy
 from meco_jax.batching import map_channels
 from meco_jax.exact import twofold
-from meco_jax.runtime.checks import inside_trace, integer, refuse
+from meco_jax.runtime.checks import (
+    in_range,
+    inside_trace,
+    integer,
+    is_traced,
+    per_device,
+    refuse,
+    require,
+)
 from meco_jax.runtime.describe import short_repr
 from meco_jax.runtime.settings import as_key, moves_data
 from meco_jax.simulation import channels, tasks
 from meco_jax.simulation.channels import Channel, Estimates
 from meco_jax.simulation.margins import Backoff, Robust, check_scheme, late_probability
-from meco_jax.simulation.scenario import Scenario, check_scenario
+from meco_jax.simulation.scenario import Scenario, check_scenario, is_in_range
 from meco_jax.simulation.tasks import Queue
 from meco_jax.simulation.transmission import carry_out
 from meco_jax.solution import Solution
@@ -61,7 +71,7 @@ class Outcome(NamedTuple):
 
     energy: jax.Array  # drawn from the battery, not weighted [J]
     completed: jax.Array  # bool: the task at hand is through
-    delay: jax.Array  # from its arrival until it was through; NaN where none is [s]
+    delay: jax.Array  # from its arrival until it was through; infinite where none is [s]
     bits: jax.Array  # of the task that is through [bit]
     sent: jax.Array  # bool: it used the uplink
     late: jax.Array  # bool: it did so in vain, h was below the gain planned with
@@ -109,22 +119,38 @@ def step(
         The state after the slot, what is known when the next one is decided, and the outcome.
 
     Raises:
-        ValueError: if ``key`` is neither, ``state`` or ``decision`` something else, or a
-            decision has not one entry per device.
+        ValueError: if ``key`` is neither, ``state`` or ``decision`` something else, a decision
+            has not one entry per device, or its numbers are known and out of range. Under
+            ``jax.jit`` what is out of range gives NaN energies, and nothing is sent.
     """
     if not isinstance(state, State):
         raise refuse("state", "from reset or step", state)
     if not isinstance(decision, Solution):
         raise refuse("decision", "a meco_jax.Solution", decision)
+    return _step(as_key("key", key), state, check_decision(decision, len(state.device)))
+
+
+def check_decision(decision: Solution, num_devices: int) -> Solution:
+    """Return a decision of one channel ``[K]`` with floats.
+
+    Raises:
+        ValueError: if it has not one entry per device, or a number is known and out of range.
+    """
+    fields = {}
     for name in ("offload", "power", "time"):
-        shape = jnp.shape(getattr(decision, name))
-        if shape != state.device.shape:
-            number = len(state.device)
-            raise ValueError(
-                f"decision.{name} must have one entry for each of {number} devices; got shape "
-                f"{shape}"
-            )
-    return _step(as_key("key", key), state, decision)
+        value = per_device(f"decision.{name}", getattr(decision, name), num_devices, "entry")
+        if len(value.shape) > 1:
+            rule = f"have one entry for each of {num_devices} devices"
+            raise ValueError(f"decision.{name} must {rule}; got shape {value.shape}")
+        require(f"decision.{name}", value, 0.0, included=True)
+        fields[name] = value
+    offload = fields["offload"]
+    if not is_traced(offload) and np.any(np.asarray(offload) > 1):
+        raise refuse("decision.offload", "from 0 to 1", float(np.max(offload)))
+    feasible = decision.feasible
+    if np.shape(feasible) != () or not jnp.issubdtype(jnp.result_type(feasible), jnp.bool_):
+        raise refuse("decision.feasible", "one boolean", feasible)
+    return decision.replace(**fields)
 
 
 @moves_data
@@ -157,7 +183,9 @@ def simulate(
     """
     num_slots = integer("num_slots", num_slots, low=1)
     check_scheme(scheme)
-    if not isinstance(scenario, State):
+    if isinstance(scenario, State):  # its scenario may have been replaced
+        scenario = scenario._replace(scenario=check_scenario(scenario.scenario))
+    else:
         scenario = check_scenario(scenario)
     decider = scheme if isinstance(scheme, (Backoff, Robust)) else Plain(scheme)
     run: Any = _simulate
@@ -232,6 +260,11 @@ def _step(key: jax.Array, state: State, decision: Solution) -> tuple[State, Obse
     seen = observe(state)
     system = seen.system
     truth = channels.gains(scenario, state.channel)
+    valid = sy.is_valid(system, truth) & is_in_range(scenario) & _is_decision(decision)
+    offload, power, time = (jnp.where(valid, x, 0.0) for x in parts_of(decision))
+    decision = decision.replace(
+        offload=offload, power=power, time=time, feasible=decision.feasible & valid
+    )
     effort = carry_out(system, truth, decision, scenario.fallback)
     has_task = system.active & (queue.length > 0)
     left = (scenario.battery - state.drained[0]) - state.drained[1]
@@ -243,11 +276,11 @@ def _step(key: jax.Array, state: State, decision: Solution) -> tuple[State, Obse
     alive = system.active & ((scenario.battery - drained[0]) - drained[1] > 0)
     completed = has_task & effort.done & ~short
     waited, missed, _ = tasks.serve(scenario, queue, completed, system.active & ~alive)
-    delay = queue.age[:, 0] * scenario.system.slot + effort.finish
+    delay = queue.age[:, 0].astype(effort.finish.dtype) * scenario.system.slot + effort.finish
     outcome = Outcome(
-        energy=energy,
+        energy=jnp.where(valid, energy, jnp.nan),
         completed=completed,
-        delay=jnp.where(completed, delay, jnp.nan),
+        delay=jnp.where(completed, delay, jnp.inf),  # a NaN would stop jax_debug_nans
         bits=jnp.where(completed, queue.bits[:, 0], 0.0),
         sent=effort.sent & has_task,
         late=effort.late & has_task,
@@ -255,13 +288,26 @@ def _step(key: jax.Array, state: State, decision: Solution) -> tuple[State, Obse
         arrived=queue.arrived,
         backlog=queue.length,
         alive=alive,
-        feasible=jnp.asarray(decision.feasible),
+        feasible=decision.feasible,
         risk=_risk(state, seen, decision, effort.late & has_task),
     )
     channel, estimates = _move(key, scenario, state.device, state.channel, state.estimates)
     queue = tasks.arrive(key, scenario, state.device, waited, alive)
     state = State(scenario, state.device, channel, estimates, queue, drained)
     return state, observe(state), outcome
+
+
+def _is_decision(decision: Solution) -> jax.Array:
+    """Tell whether the numbers of a decision are in range: the check under ``jax.jit``, bool."""
+    good = jnp.all(decision.offload <= 1)
+    for part in parts_of(decision):
+        good &= jnp.all(in_range(part, 0.0, True))
+    return good
+
+
+def parts_of(decision: Solution) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return what of a decision is carried out: parts sent, powers and times ``[K]``."""
+    return decision.offload, decision.power, decision.time
 
 
 def _risk(state: State, seen: Observation, decision: Solution, late: jax.Array) -> jax.Array:

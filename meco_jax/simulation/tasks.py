@@ -11,7 +11,7 @@ from meco_jax.runtime.describe import short_repr
 from meco_jax.simulation import draws
 from meco_jax.simulation.scenario import Scenario
 
-MOST_ARRIVALS = 16  # of a device in a slot; at a rate of 4 per slot more come once in 10^6
+MOST_ARRIVALS = 64  # of a device in a slot; at a rate of 32 per slot more come once in 10^7
 
 
 @short_repr
@@ -62,7 +62,7 @@ def arrive(
 def arrivals(key: jax.Array, scenario: Scenario, devices: jax.Array) -> jax.Array:
     """Draw how many tasks arrive: ``[K]`` int32.
 
-    One each, one with probability ``rate``, or Poisson of mean ``rate`` (at most
+    One each, one with probability ``rate``, or Poisson of mean ``rate`` (below
     ``MOST_ARRIVALS``), by the inverse of the distribution.
     """
     if scenario.arrivals == "every":
@@ -73,7 +73,9 @@ def arrivals(key: jax.Array, scenario: Scenario, devices: jax.Array) -> jax.Arra
     number = jnp.arange(MOST_ARRIVALS, dtype=u.dtype)
     log_rate = jnp.log(jnp.maximum(scenario.rate, 1e-30))[:, None]
     log_mass = number[None] * log_rate - scenario.rate[:, None] - jax.lax.lgamma(number + 1)[None]
-    return jnp.sum(u >= jnp.cumsum(jnp.exp(log_mass), axis=1), axis=1, dtype=jnp.int32)
+    below = jnp.cumsum(jnp.exp(log_mass), axis=1)
+    below = below / below[:, -1:]  # rounding must leave no room above the last number
+    return jnp.sum(u >= below, axis=1, dtype=jnp.int32)
 
 
 def serve(
