@@ -22,7 +22,7 @@ from meco_jax.exact.uplink import local_at, make_uplink, priced_cost
 from meco_jax.runtime.checks import is_traced, one_number, refuse, require
 from meco_jax.runtime.describe import short_repr
 from meco_jax.solution import Solution
-from meco_jax.solver import METHODS, Scheme, solve
+from meco_jax.solver import NAMES, Scheme, solve
 from meco_jax.system import Leaf, System
 
 WIDTH = 6.0  # standard deviations below the mean that the distribution is integrated over
@@ -395,8 +395,8 @@ def plain_number(number: Any) -> Any:
 
 def check_scheme(scheme: Any) -> None:
     """Raise a ValueError unless a scheme is a method's name or a function."""
-    if isinstance(scheme, str) and scheme in (*METHODS, "bcos"):
+    if isinstance(scheme, str) and scheme in NAMES:
         return
     if not callable(scheme):
-        known = ", ".join(sorted((*METHODS, "bcos")))
+        known = ", ".join(sorted(NAMES))
         raise refuse("scheme", f"one of {known}, or a function of a system and gains", scheme)
