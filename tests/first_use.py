@@ -148,7 +148,7 @@ def calls():
     h, system = instance()
     return {
         "bcos": mj.solve(h[0], system, effort=0),
-        "mcos": mj.mcos(mj.pad_devices(system, 6), np.pad(h, ((0, 0), (0, 2)))).energy,
+        "mcos": mj.mcos(np.pad(h, ((0, 0), (0, 2))), mj.pad_devices(system, 6)).energy,
         "gains": mj.sample_channels(7, mj.table1(3), 2),
         "lanes": mj.make_grid({"num_devices": [2, 3], "slot": [0.3]}).systems.task_bits,
     }
