@@ -63,6 +63,7 @@ class Score(NamedTuple):
     us_per_channel: float  # in one batch, the fastest of the calls but the first [us]
 
 
+@short_repr
 class Problem(NamedTuple):
     """How schemes for a problem are run and judged."""
 

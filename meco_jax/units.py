@@ -25,6 +25,7 @@ UNITS = {
     "fixed_energy": "J",
     "delay_weight": "J/s",
     "delay_cost": "J",
+    "cost": "J",
     "power": "W",
     "time": "s",
     "energy": "J",

@@ -204,7 +204,7 @@ def test_energies_per_device_have_the_derivatives_of_the_energy():
 
     @jax.jit
     def gradients(h):
-        found = partial(meco_jax.allocate, system, offload=jnp.asarray([1.0, 1.0, 0.0]))
+        found = partial(meco_jax.allocate, system=system, offload=jnp.asarray([1.0, 1.0, 0.0]))
         whole = jax.grad(lambda h: found(h).energy)(h)
         return whole, jax.grad(lambda h: jnp.sum(found(h).energy_per_device))(h)
 
@@ -282,7 +282,7 @@ def test_type_checkers_find_typing_errors(tmp_path, monkeypatch):
     lines = [int(number) for number in re.findall(r"snippet.py:(\d+): error", found)]
     first = SNIPPET.count("\n") + 2
     assert sorted(set(lines)) == list(range(first, first + 6)), found
-    assert {*get_args(solver.Method)} == {*solver.METHODS, "bcos"}
+    assert {*get_args(solver.Method)} == {*solver.NAMES}
 
 
 @pytest.fixture
