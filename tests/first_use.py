@@ -12,11 +12,22 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import meco_jax as mj
+from meco_jax import benchmarks
 from meco_jax.learned import training as policy_training
 from meco_jax.learned.policy import DeviceNetwork
 from meco_jax.paper import sweep
 from meco_jax.runtime import settings
-from meco_jax.simulation import Scenario, reset, step
+from meco_jax.simulation import (
+    Scenario,
+    backoff,
+    calibrate,
+    reset,
+    robust,
+    simulate,
+    solve_cells,
+    step,
+    summarise,
+)
 
 METHODS = ("mcos", "mcos_partial", "pcos", "optimal", "bcos")
 TINY = mj.TrainConfig(num_channels=24, batch_size=12, epochs=2, chunk_epochs=1, hidden=(4,))
@@ -128,6 +139,52 @@ def one_slot():
     return {"now": seen.h, "next": after.h, "energy": outcome.energy, "delay": outcome.delay}
 
 
+def slots():
+    """Slots of a cell where much happens, without a margin and with one."""
+    cell = Scenario(
+        place["system"](instance()[1]), doppler=2.0, rice=0.5, speed=3.0, shadowing_db=4.0,
+        rate=0.9, size_spread=0.3, deadline=2.0, battery=1.0, csi_error=0.3,
+        fading="gauss_markov", mobility="waypoint", csi="estimated", csi_delay=1,
+        arrivals="poisson", queue_size=3, after_miss="retry", fallback="local",
+    )  # fmt: skip
+    schemes = {"backoff": backoff("mcos", 3.0), "robust": robust("mcos", 0.1)}
+    outcomes = {name: simulate(cell, scheme, 0, 6)[1] for name, scheme in schemes.items()}
+    return {"outcomes": outcomes, "summary": summarise(outcomes["robust"], 0.5).energy}
+
+
+def margins():
+    """A margin outside the simulator, also where nothing fits, and one calibrated."""
+    h, system = instance()
+    with jax.transfer_guard("allow"):
+        plan = robust("mcos", np.float32(0.1), error=jnp.float32(0.2))
+    found = [mj.solve(h[0], s, method=plan) for s in (system, system.replace(slot=1e-4))]
+    cell = Scenario(system.replace(cpu_hz=1e8, bandwidth=1e8), csi="estimated", csi_error=0.2)
+    return {"plans": found, "price": calibrate(robust("mcos", 0.05), cell, 0, 8).price}
+
+
+def several():
+    """Cells on one band."""
+    h, system = instance(4)
+    cross = np.full((4, 4, 4), 3e-4, np.float32)
+    found = solve_cells(place["gains"](h), place["system"](system), cross, "mcos")
+    return {"solution": found.solution, "noise": found.noise_power}
+
+
+def score():
+    found = benchmarks.score("mcos", "p1-k10-v1", repeats=1)
+    return {"gap": found.gap_mean, "infeasible": found.infeasible}
+
+
+def environment():
+    """An episode of two cells: what is seen, earned and said."""
+    from meco_jax.simulation.environment import make_vec
+
+    cells = make_vec(Scenario(place["system"](instance()[1])), num_envs=2, num_slots=1)
+    begun, _ = cells.reset(seed=0)
+    played, again = (cells.step(np.ones((2, 4)))[:2] for _ in range(2))
+    return {"begun": begun, "played": played, "again": again}
+
+
 def check_draws(system, lanes, gains):
     """The same bits for every kind of key; to rounding where the program is another."""
     np.testing.assert_allclose(lanes.systems.task_bits[0], system.task_bits, rtol=1e-6)
@@ -195,6 +252,11 @@ CASES = {
     "grid": grid,
     "draws": draws,
     "one slot": one_slot,
+    "slots": slots,
+    "margins": margins,
+    "several": several,
+    "score": score,
+    "environment": environment,
 }
 
 

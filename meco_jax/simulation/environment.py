@@ -67,7 +67,7 @@ class Rules:
         if is_forked():  # JAX would hang here; ``reset`` says so, where Gymnasium passes it on
             self.scenario = scenario or Scenario(System(np.zeros(DEVICES), 1.0, 1.0))
         else:
-            self.scenario = check_scenario(default_scenario() if scenario is None else scenario)
+            self.scenario = _checked(default_scenario() if scenario is None else scenario)
         self.num_slots = integer("num_slots", num_slots, low=1)
         require("penalty", one_number("penalty", penalty), 0.0, included=True)
         if infeasible not in INFEASIBLE:
@@ -316,6 +316,9 @@ def _check_options(options: dict[str, Any] | None) -> None:
 def _draw(generators: Sequence[np.random.Generator]) -> np.ndarray:
     """Draw the seeds of episodes ``[N]``."""
     return np.array([each.integers(2**32, dtype=np.uint32) for each in generators], np.uint32)
+
+
+_checked = moves_data(check_scenario)
 
 
 @moves_data
