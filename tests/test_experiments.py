@@ -211,7 +211,11 @@ def test_two_processes_share_the_lanes(finished, tmp_path):
         )
         for i in range(2)
     ]
-    errors = [process.communicate(timeout=300)[1] for process in both]
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in both]
+    finally:
+        for process in both:
+            process.kill()
     assert [process.returncode for process in both] == [0, 0], errors
     assert len(list(tmp_path.glob("?cos_k*.npz"))) == 2 * 8
     policies = sorted(path.name for path in finished[0].glob("?cos_k*.npz"))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 
 from meco_jax import (
     Policy,
@@ -179,12 +180,17 @@ def run(
 def connect() -> None:
     """Join the other processes, if the flags say that there are any."""
     address = FLAGS.coordinator_address
+    if not address:
+        return
     if address == "auto":
         jax.distributed.initialize()
-    elif address:
+    else:
         if FLAGS.num_processes is None or FLAGS.process_id is None:
             common.stop("--coordinator_address needs --num_processes and --process_id")
         jax.distributed.initialize(address, FLAGS.num_processes, FLAGS.process_id)
+    # CPUs connect at their first exchange and wait 30 s for each other: now all are here.
+    # Later exchanges wait for the slowest share.
+    multihost_utils.sync_global_devices("connect")
 
 
 def train_and_evaluate(
