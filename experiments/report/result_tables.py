@@ -222,6 +222,21 @@ def policy(rows: Rows) -> Lines:
     return lines
 
 
+def learning(rows: Rows) -> Lines:
+    """Write what agents earn below the certified optimum: a line per scheme, at its last point."""
+    lines = [["agent", "slots learned from", "reward below the optimum's [%]: mean, range over "
+              "trainings", "wishes that fit as they are [%]"]]  # fmt: skip
+    for scheme in dict.fromkeys(row["scheme"] for row in rows):
+        own = [row for row in rows if row["scheme"] == scheme]
+        slots = max(row["slots"] for row in own)
+        last = [row for row in own if row["slots"] == slots]
+        losses, fitted = ([100 * row[name] for row in last] for name in ("loss", "fitted"))
+        spread = f", {min(losses):.1f} to {max(losses):.1f}" if len(losses) > 1 else ""
+        text = f"{np.mean(losses):.1f}{spread}"
+        lines.append([scheme, number(slots), text, f"{np.mean(fitted):.0f}"])
+    return lines
+
+
 def gradients(rows: Rows) -> Lines:
     """Write the gradient estimators: means over K and b, and the worst."""
     lines = [["estimator", "mean gap [%]", "worst cell [%]", "worst channel [%]",
@@ -406,6 +421,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., Lines]]] = {  # by name: 
     "decisions": (("decisions",), decisions),
     "policy": (("policy",), policy),
     "gradients": (("gradients",), gradients),
+    "learning": (("learning",), learning),
     "lanes": (("lanes",), lanes),
     "ratios": (("lanes_ratio",), ratios),
     "speed": (("speed",), speed),

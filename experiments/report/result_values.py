@@ -185,6 +185,14 @@ def gradients(rows: Rows) -> Values:
     }
 
 
+def learning(rows: Rows) -> Values:
+    """Tell whether every training ends above the rules, and none at the optimum."""
+    slots = max(row["slots"] for row in rows)
+    learned = [r["loss"] for r in rows if r["scheme"] == "reinforce" and r["slots"] == slots]
+    rules = [r["loss"] for r in rows if r["scheme"] != "reinforce"]
+    return {"beats_rules": min(learned) > 0 and 2 * max(learned) < min(rules)}
+
+
 def lanes(rows: Rows) -> Values:
     """Read what a lane adds to the memory, and which of both is quicker with all lanes."""
     first, last = (next(r for r in order if r["method"] == "lax.map")
@@ -362,6 +370,6 @@ def cells(rows: Rows) -> Values:
 VALUES: dict[str, Callable[[Rows], Values]] = {
     function.__name__: function for function in
     (figure4, slopes, constraints, figure5, figure6, figure6_cdf, plane, frontier, decisions,
-     certify, scale, speed, speed_before, droo, realism, realism_sweeps, gradients, lanes,
+     certify, scale, speed, speed_before, droo, realism, realism_sweeps, gradients, learning, lanes,
      precision, crash_recovery, soak_memory, time_day, time_speed, time_queues, time_outage, cells)
 }  # fmt: skip
