@@ -482,9 +482,12 @@ def test_margins_outside_the_simulator():
 
 
 def test_cells_hear_each_other():
-    """Two cells of one device at full power against the fixed point, by hand in float64."""
-    system = slow_cpus(1).replace(bandwidth=1e7)
-    h, cross = np.full((2, 1), 1e-3), np.full((2, 2, 1), 3e-4)
+    """Two cells of one device at full power against the fixed point, by hand in float64.
+
+    With a device that is away, as many devices as cells: no number is taken for the other's.
+    """
+    system = pad_devices(slow_cpus(1).replace(bandwidth=1e7), 2)
+    h, cross = np.array(2 * [[1e-3, 0.0]]), np.full((2, 2, 2), 3e-4)
     found = solve_cells(h, system, cross, method="mcos", tolerance=1e-5)
     power, noise = float(system.max_power), 1e-9
     for _ in range(100):
@@ -500,7 +503,7 @@ def test_cells_hear_each_other():
     assert not bool(few.converged)
     assert float(few.change) > 1e-5
     within = jax.jit(lambda *gains: solve_cells(gains[0], system, gains[1], "mcos"))
-    for wrong in ((-h, cross), (h * np.nan, cross), (h * np.inf, cross), (h, -cross)):
+    for wrong in ((-h, cross), (h * np.nan, cross), (h + np.inf, cross), (h, -cross)):
         found = within(*wrong)
         assert not bool(found.converged)
         assert np.all(np.isnan(found.solution.energy))

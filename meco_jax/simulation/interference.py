@@ -115,15 +115,23 @@ def _iterate(
     own = jnp.eye(number, dtype=bool)[:, :, None]
     power_gain = jnp.where(own, 0.0, jnp.square(cross))
     valid = jnp.all(in_range(cross, *CHANNEL_RANGE) | own)
-    own_noise, rank = core_leaves(system, jnp.asarray)["noise_power"]
+    fields = core_leaves(system, jnp.asarray)
+    own_noise, rank = fields.pop("noise_power")
+    of_cells = {name: 0 if leaf.ndim > tail else None for name, (leaf, tail) in fields.items()}
+    leaves = {name: leaf for name, (leaf, _) in fields.items()}
     tail = own_noise.shape[own_noise.ndim - rank :]  # of devices, where each has its own
     quiet = jnp.broadcast_to(own_noise.astype(h.dtype), (number, *tail))
     slot = jnp.broadcast_to(jnp.asarray(system.slot, h.dtype), (number,))
     stays = jnp.asarray(damping, h.dtype)
 
+    # Cell by cell: in a batch of as many cells as devices one number per cell could be either's.
+    @partial(jax.vmap, in_axes=(of_cells, 0, 0))
+    def solve_each(leaves: dict[str, jax.Array], noise: jax.Array, h: jax.Array) -> Solution:
+        one = System(**leaves, noise_power=noise, access=system.access)
+        return solve(h, one, method=method)
+
     def answer(noise: jax.Array) -> tuple[Solution, jax.Array]:
-        each = noise if rank else noise[:, None]
-        found = solve(h, system.replace(noise_power=each), method=method)
+        found = solve_each(leaves, noise, h)
         mean_power = found.power
         if system.access == "tdma":  # with bands all send for the whole slot
             mean_power = mean_power * found.time / slot[:, None]
