@@ -2,6 +2,9 @@ import ast
 import re
 from pathlib import Path
 
+import conftest
+import pytest
+
 import meco_jax
 
 PACKAGE = Path(meco_jax.__file__).parent
@@ -123,3 +126,22 @@ def test_ci_runs_the_test_command_of_readme():
     assert lines.count(install.replace("install", "install --quiet")) == 1
     assert lines.count(tests) == 1
     assert f"{command}\n" in (root / ".github" / "CONTRIBUTING.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("known", "given", "expected"),
+    [
+        (conftest.QUICK, "", conftest.QUICK),
+        (conftest.QUICK[:1], "", conftest.QUICK[:1]),
+        ((), "--xla_cpu_max_isa=AVX2", ("--xla_cpu_max_isa=AVX2",)),
+        (conftest.QUICK, "--xla_a=1", ("--xla_a=1", *conftest.QUICK)),
+        (conftest.QUICK[:1], conftest.QUICK[1], (conftest.QUICK[1], conftest.QUICK[0])),
+    ],
+)
+def test_each_flag_of_xla_is_set_where_it_is_known(known, given, expected, monkeypatch):
+    monkeypatch.setattr(conftest, "is_known", lambda flags: {*flags.split()} <= {*known})
+    assert conftest.quick_flags(given) == " ".join(expected)
+
+
+def test_unknown_flags_are_found_out():
+    assert not conftest.is_known("--xla_no_such_flag=1")
