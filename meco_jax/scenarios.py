@@ -1,7 +1,7 @@
 """Seeded draws: the paper's Table 1, channels, devices in a cell, and random systems.
 
-A seed, or a key, means the same float32 numbers in every precision and with every generator of
-JAX. THEORY.md, section 2, has the channels' distribution.
+A seed, or a key, means the same numbers, to float32's rounding, in every precision and with every
+generator of JAX. THEORY.md, section 2, has the channels' distribution.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def sample_channels(
 
     Device i's column depends on (key, i) only, so padding devices changes no other gain, and
     another antenna adds to those before it. All comes from uniform draws, float32 in every
-    precision: the same numbers on every JAX version and with every generator.
+    precision: the same numbers, to rounding, on every JAX version and with every generator.
 
     Args:
         key: PRNG key, consumed, or a seed.

@@ -4,8 +4,9 @@ A lane is one training: a system, a seed, and any settings of its own. Lanes sta
 ``[G, B]``: the G groups run one after another (``lax.map``), the B lanes of a group at once
 (``vmap``). On accelerators all lanes that fit run at once, spread over all devices of this
 process by a one-axis mesh. On a CPU B = 1, since batched small matrix products are slower there,
-and each device has a program of its own: a lane has the same bits however many devices and
-processes there are. Only lanes that run hold training channels.
+and each device has a program of its own: a lane is the same, but for rounding, however many devices
+and processes there are, and has the same bits where each has as many lanes. Only lanes that
+run hold training channels.
 """
 
 from __future__ import annotations
