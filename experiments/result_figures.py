@@ -50,7 +50,7 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {  # by file
     "figure4": (("figure4",), partial(figures.energy_figure, axis="num_devices")),
     "figure5": (("figure5",), partial(figures.energy_figure, axis="slot")),
     "figure6": (("figure6_cdf", "figure6"), figures.delay_figure),
-    "plane": (("plane",), plots.plane_figure),
+    "plane": (("plane",), partial(plots.plane_figure, scheme="bcos_improved")),
     "beyond": (("beyond",), gap_plots.beyond_figure),
     "csi": (("csi",), gap_plots.csi_figure),
     "gradients": (("gradients_curves", "gradients"), plots.learning_figure),

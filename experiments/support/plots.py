@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.scale import SymmetricalLogScale
 from matplotlib.ticker import NullFormatter
 
-from meco_jax.figures import AXES, OPEN, STYLE, Rows, other_styles
+from meco_jax.figures import AXES, OPEN, SCHEMES, STYLE, Rows, other_styles
 
 FAMILIES: dict[str, dict[str, Any]] = {  # of methods: style
     "baseline": {"color": "#555555", "marker": "s"},
@@ -38,12 +38,13 @@ LIMIT = "exponentials alone: "  # of rows of speed.csv
 ROUNDING = 1e-4  # gaps below are float32's [%]
 
 
-def plane_figure(rows: Rows) -> Figure:
-    """Draw BCOS, projected, over the (K, T) plane: savings, gaps, infeasible channels.
+def plane_figure(rows: Rows, scheme: str = "bcos") -> Figure:
+    """Draw a scheme over the (K, T) plane: savings, gaps, infeasible channels.
 
     Args:
         rows: of ``meco_jax.evaluation.summarise``; means over seeds are drawn, and a cell
             without feasible channels stays white.
+        scheme: as the rows name it.
     """
     devices, slots = (sorted({row[name] for row in rows}) for name in ("num_devices", "slot"))
 
@@ -57,11 +58,11 @@ def plane_figure(rows: Rows) -> Figure:
             return 100 * cells[..., 0] / cells[..., 1]
 
     with np.errstate(invalid="ignore"):
-        saved = 100 * (1 - plane("bcos", "cost_mean_j") / plane("mcos", "cost_mean_j"))
+        saved = 100 * (1 - plane(scheme, "cost_mean_j") / plane("mcos", "cost_mean_j"))
     panels = {
         "mean energy below that of MCOS [%]": saved,
-        "mean gap to the optimum of P1 [%]": plane("bcos", "gap_to_optimum_mean"),
-        "infeasible channels [%]": plane("bcos", "infeasible_fraction"),
+        "mean gap to the optimum of P1 [%]": plane(scheme, "gap_to_optimum_mean"),
+        "infeasible channels [%]": plane(scheme, "infeasible_fraction"),
     }
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(10.5, 4.2))
@@ -82,7 +83,7 @@ def plane_figure(rows: Rows) -> Figure:
                     color = "white" if value < low + 0.6 * (high - low) else "black"
                     axes.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
         grid[0].set_ylabel(AXES["slot"])
-        figure.suptitle("BCOS, projected", fontsize=9)
+        figure.suptitle(SCHEMES[scheme][0], fontsize=9)
     return figure
 
 
