@@ -113,18 +113,27 @@ def frontier(rows: Rows) -> Values:
 
 
 def decisions(rows: Rows) -> Values:
-    """Tell where a decision by rule is nearly optimal, and that nothing repaired never is."""
-    repaired = [row for row in rows if row["played"] == "repaired"]
-    all_send, nothing, random = (
-        {r["family"]: r["gap_mean"] for r in repaired if r["decision"] == name}
-        for name in ("all", "nothing", "random")
-    )
-    improved = [r for r in rows if r["played"] == "improved" and r["decision"] == "nothing"]
+    """Tell which families a projected rule solves, and that nothing repaired is never near."""
+    own = [row for row in rows if row["family"].startswith("p1")]
+    gaps = {(r["decision"], r["played"], r["family"]): r["gap_mean"] for r in own}
+    repaired = {place: gap for place, gap in gaps.items() if place[1] == "repaired"}
+
+    def of(name: str, how: str) -> list[float]:
+        return [
+            gap for (decision, played, _), gap in gaps.items() if (decision, played) == (name, how)
+        ]
+
+    by_rule = {
+        family: min(repaired[rule, "repaired", family] for rule in ("all", "best channel"))
+        for family in dict.fromkeys(row["family"] for row in own)
+    }
+    solved = {family for family, gap in by_rule.items() if gap < 1e-3}
     return {
-        "nothing_least": min(nothing.values()),
-        "random_least": min(random.values()),
-        "improved_nothing_most": max(row["gap_mean"] for row in improved),
-        "all_is_optimal": {n for n, gap in all_send.items() if gap < 1e-3} == {"p1-k10-v1"},
+        "nothing_least": min(of("nothing", "repaired")),
+        "random_least": min(of("random", "repaired")),
+        "improved_nothing_most": max(of("nothing", "improved")),
+        "two_are_solved_by_rule": solved == {"p1-k10-v1", "p1-k14-v1"},
+        "rules_least_elsewhere": min(gap for f, gap in by_rule.items() if f not in solved),
     }
 
 

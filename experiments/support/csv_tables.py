@@ -26,6 +26,8 @@ WORDS = (
     "piece",
     "sweep",
     "access",
+    "decision",
+    "played",
 )  # columns that are no numbers
 
 
