@@ -280,8 +280,8 @@ def energies(channels: tuple[int, int]) -> list[tuple[str, Check, str]]:
                for name, most in (("bcos_improved", 1.2), ("bcos", 2), ("bcos_raw", 2),
                                   ("pcos_learned", 2))]  # fmt: skip
     ordered = [(f"energy of {high} over {low}", partial(order, low=low, high=high), "at least 1")
-               for low, high in (("pcos", "optimal"), ("lower_bound", "optimal"),
-                                 ("optimal", "bcos_improved"), ("bcos_improved", "mcos"))]  # fmt: skip
+               for low, high in (("pcos", "optimal"), ("lower_bound", "optimal"), (
+                   "optimal", "bcos_improved"), ("bcos_improved", "mcos"))]  # fmt: skip
     return [*exactly, ("infeasible channels", share, SIGMA), *trained, *ordered]
 
 
@@ -289,7 +289,8 @@ CHECKS: dict[str, list[tuple[str, Check, str]]] = {
     "figure4": energies((2000, 1000)),
     "figure5": energies((2000, 1000)),
     "figure6": energies((5000, 1000)),
-    "plane": energies((1000, 500)),
+    # The committed run has no projected decisions.
+    "plane": [one for one in energies((1000, 500)) if one[0] != "mean energy of bcos [J]"],
     "certify": [
         *((f"{column} by solve", partial(exact, column=column, value=value), f"exactly {value}")
           for column, value in (("certified", 1), ("optimal_fraction", 1), ("false_bounds", 0))),

@@ -48,9 +48,10 @@ def test_sweep_k_rows_keep_the_order_of_the_schemes(finished):
     energy = {(r["num_devices"], r["seed"], r["scheme"]): float(r["cost_mean_j"]) for r in rows}
     for k in "23":
         for seed in "01":
-            line = ("pcos", "lower_bound", "optimal", "bcos", "mcos")
+            line = ("pcos", "lower_bound", "optimal", "bcos_improved", "mcos")
             values = [energy[k, seed, scheme] for scheme in line]
             assert all(low <= high * (1 + 1e-5) for low, high in itertools.pairwise(values))
+            assert energy[k, seed, "bcos_improved"] <= energy[k, seed, "bcos"] * (1 + 1e-6)
             assert energy[k, seed, "pcos_learned"] > 0
 
 
