@@ -31,7 +31,7 @@ def test_sweep_k_writes_everything(finished):
         "gap_to_optimum_mean", "infeasible_fraction",
     ]
     # fmt: on
-    assert len(rows) == 2 * 2 * 8
+    assert len(rows) == 2 * 2 * 9
     for file in ("figure4.png", "figure4.pdf", "training.png", "training.pdf"):
         assert (folder / file).stat().st_size > 5000
     record = json.loads((folder / "run.json").read_text())
@@ -291,7 +291,7 @@ def test_plane_draws_savings_and_gaps(tmp_path):
     flags = ("--num_devices=2,3", "--slots=0.5,1", "--seeds=0", *TINY[2:])
     result = run(*flags, f"--output_dir={tmp_path}", script="plane")
     assert result.returncode == 0, result.stderr
-    assert len(read_results(tmp_path)) == 4 * 8
+    assert len(read_results(tmp_path)) == 4 * 9
     assert (tmp_path / "plane.png").stat().st_size > 5000
 
 
