@@ -18,7 +18,7 @@ import numpy as np
 import reference
 from absl import app, flags
 
-from meco_jax import Policy, System, table1
+from meco_jax import Policy, Solution, System, table1
 from meco_jax.paper.network import Network, init_variables
 from meco_jax.system import check_system
 
@@ -106,6 +106,17 @@ def flip(data, rng):
     place, data = rng.randrange(8 * len(data)), bytearray(data)
     data[place // 8] ^= 1 << place % 8
     return bytes(data)
+
+
+def small(offload=(1.0, 0.0), time=(0.25, 0.0), power=(0.1, 0.0)):
+    """Two devices by hand: 1e6 bit each, 0.4 s and 0.2 s to compute, 0.016 J and 0.128 J."""
+    system = table1(2).replace(
+        task_bits=jnp.full(2, 1e6), cycles_per_bit=jnp.array([400.0, 400.0]),
+        cpu_hz=jnp.array([1e9, 2e9]), weight=jnp.ones(2), chip=4e-29,
+    )  # fmt: skip
+    zero = jnp.zeros(())
+    arrays = (jnp.array(x) for x in (offload, power, time))
+    return system, Solution(*arrays, zero, zero, jnp.array(True))
 
 
 def untrained_policy(num_devices):

@@ -71,7 +71,7 @@ def test_two_devices_by_hand():
 
 def test_energies_against_the_reference():
     systems, h, sets, references = draw_cases(600, seed=1)
-    solutions = allocate_all(systems, h, sets)
+    solutions = allocate_all(h, systems, sets)
     energies = np.asarray(set_energies(systems, h, sets))
     systems, h, sets, solutions = jax.tree.map(np.asarray, (systems, h, sets, solutions))
     fitting = 0
@@ -104,7 +104,7 @@ def test_bounds_against_the_reference():
 
 def test_known_optima(known):
     systems, h, data = known
-    solutions = allocate_all(systems, h, jnp.asarray(data["offload"], jnp.float32))
+    solutions = allocate_all(h, systems, jnp.asarray(data["offload"], jnp.float32))
     feasible = np.isfinite(data["energy"])
     np.testing.assert_array_equal(solutions.feasible, feasible)
     np.testing.assert_allclose(solutions.energy, data["energy"], rtol=2e-6)
@@ -183,8 +183,8 @@ def test_padding_changes_nothing():
     for _ in range(20):
         system, h, _ = random_case(rng, 6)
         offload = jnp.asarray(rng.integers(0, 2, 6), jnp.float32)
-        plain = allocate_one(system, h, offload)
-        padded = allocate_one(*pad_to(system, h, 9), jnp.concatenate([offload, jnp.ones(3)]))
+        plain = allocate_one(h, system, offload)
+        padded = allocate_one(*pad_to(system, h, 9)[::-1], jnp.concatenate([offload, jnp.ones(3)]))
         np.testing.assert_allclose(padded.energy, plain.energy, rtol=1e-6)
         np.testing.assert_allclose(padded.lower_bound, plain.lower_bound, rtol=1e-6)
         np.testing.assert_allclose(padded.time[:6], plain.time, rtol=1e-5)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_simulation import small
+from cases import small
 
 from meco_jax import sample_channels, table1
 from meco_jax.simulation import Scenario, reset

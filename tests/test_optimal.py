@@ -109,7 +109,7 @@ def test_against_an_independent_solver():
             feasible += 1
             np.testing.assert_allclose(solution.energy, expected, rtol=1.1e-4)
             decision = jnp.pad(jnp.asarray(decision, h.dtype), (0, 20 - len(decision)))
-            again = optimal_set(system, h, decision).energy
+            again = optimal_set(h, system, decision).energy
             assert solution.lower_bound <= again * (1 + 2e-6)
     assert feasible >= 18
     assert failed <= 4
@@ -121,7 +121,7 @@ def test_against_scip(nonlinear):
     system = table1(6, slot=0.3, seed=1)
     for h in np.asarray(sample_channels(jax.random.key(4), system, 3)):
         _, decision = external.scip(external.instance(system, h), 1e-4, 30.0, nonlinear)
-        energy = optimal_set(system, h, jnp.asarray(decision, h.dtype)).energy
+        energy = optimal_set(h, system, jnp.asarray(decision, h.dtype)).energy
         np.testing.assert_allclose(solve(h, system, method="optimal").energy, energy, rtol=1e-3)
 
 

@@ -10,7 +10,7 @@ import meco_jax
 PACKAGE = Path(meco_jax.__file__).parent
 # fmt: off
 ORDER = (
-    "runtime.atomic", "runtime.settings", "runtime.checks", "exact.twofold",
+    "runtime.atomic", "runtime.settings", "runtime.checks", "runtime.statistics", "exact.twofold",
     "exact.derivatives", "units", "runtime.describe", "runtime.memory", "engine",
     "system", "propagation", "scenarios", "solution", "runtime.arguments",
     "exact.equations", "exact.residuals", "exact.uplink", "exact.shares", "exact.duals",
@@ -25,6 +25,7 @@ ORDER = (
     "simulation.scenario", "simulation.draws", "simulation.channels", "simulation.tasks",
     "simulation.transmission", "simulation.margins", "simulation.simulate",
     "simulation.calibrate", "simulation.metrics", "simulation.interference",
+    "simulation.wishes",
     "simulation.environment",
 )
 # fmt: on

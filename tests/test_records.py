@@ -270,7 +270,7 @@ def test_tables_that_other_programs_touched_are_one_line(script, tmp_path):
         (tmp_path / f"{name}.csv").write_text(text())
     path, good = tmp_path / f"{name}.csv", text()
     header, first, *rest = good.splitlines(keepends=True)
-    half, twice = first[: len(first) // 2] + "\n", header + first + first + "".join(rest)
+    half, twice = first.rpartition(",")[0] + "\n", header + first + first + "".join(rest)
     flag = "--tables" if script == "paper_claims" else "--output_dir"
     command = f"{flag}={tmp_path}", *(() if script == "paper_claims" else ("--plot_only",))
     number = f", line 3: {column} must be a number or empty; got 'many'"

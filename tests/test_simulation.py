@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from cases import small
 
-from meco_jax import Solution, System, allocate, mcos, pad_devices, sample_channels, solve, table1
+from meco_jax import System, allocate, mcos, pad_devices, sample_channels, solve, table1
 from meco_jax.simulation import (
     Scenario,
     backoff,
@@ -284,17 +285,6 @@ def test_queues_against_the_formula():
     delay, through = (np.asarray(x)[:, 100:] for x in (outcome.delay, outcome.completed))
     slots = np.floor(delay[through] + 1e-6) + 1
     assert np.mean(slots) * rate == pytest.approx(np.mean(late), rel=0.03)
-
-
-def small(offload=(1.0, 0.0), time=(0.25, 0.0), power=(0.1, 0.0)):
-    """Two devices by hand: 1e6 bit each, 0.4 s and 0.2 s to compute, 0.016 J and 0.128 J."""
-    system = table1(2).replace(
-        task_bits=jnp.full(2, 1e6), cycles_per_bit=jnp.array([400.0, 400.0]),
-        cpu_hz=jnp.array([1e9, 2e9]), weight=jnp.ones(2), chip=4e-29,
-    )  # fmt: skip
-    zero = jnp.zeros(())
-    arrays = (jnp.array(x) for x in (offload, power, time))
-    return system, Solution(*arrays, zero, zero, jnp.array(True))
 
 
 def test_a_slot_by_hand():
