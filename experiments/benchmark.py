@@ -31,7 +31,7 @@ flags.DEFINE_integer(
     "network_instances", 0, "per family of P1, whose systems the paper's network is trained for",
     lower_bound=0,
 )  # fmt: skip
-flags.DEFINE_integer("epochs", 50, "of these trainings, 20 steps each", lower_bound=1)
+flags.DEFINE_integer("epochs", 250, "of these trainings, 20 steps each", lower_bound=1)
 flags.DEFINE_integer("repeats", 3, "timed calls, the fastest counts", lower_bound=1)
 flags.DEFINE_bool("plot_only", False, "draw again from --output_dir's results.csv")
 METHODS = {
